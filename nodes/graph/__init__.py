@@ -1,0 +1,1 @@
+"""Node graphs as data: one description, two file formats, a runner."""

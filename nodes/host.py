@@ -1,0 +1,76 @@
+"""What the nodes need from the program they run in. ComfyUI's is in bridge.py, the terminal's in terminal/host.py."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..training.loop.events import Callbacks
+from ..training.paths import AllowedRoots
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Host(Protocol):
+    """Device, folders, reporting and the right frame of mind for torch."""
+
+    def device(self) -> torch.device:
+        """Where models run."""
+        ...
+
+    def data_roots(self) -> AllowedRoots:
+        """Folders that datasets may lie in."""
+        ...
+
+    def model_roots(self) -> AllowedRoots:
+        """Folders that a diffusers model folder may lie in."""
+        ...
+
+    def models_dirs(self) -> tuple[Path, ...]:
+        """`models/longcat` folders; the first is written to."""
+        ...
+
+    def lora_dirs(self) -> tuple[Path, ...]:
+        """Folders of LoRA files; the first is written to."""
+        ...
+
+    def work_dir(self) -> Path:
+        """`output/longcat`: caches and runs live below it."""
+        ...
+
+    def callbacks(self, node_id: str | None) -> Callbacks:
+        """Progress, previews and the stop button of node `node_id`."""
+        ...
+
+    def heavy_work(self) -> contextlib.AbstractContextManager[None]:
+        """Around everything that loads, encodes, trains or samples: other models out of memory, inference mode off,
+        gradients off (the trainer switches them on), memory given back at the end, also after an error. A
+        `StoppedByUserError` leaves it as the host's own kind of interruption."""
+        ...
+
+
+_current: contextvars.ContextVar[Host | None] = contextvars.ContextVar("longcat_host", default=None)
+
+
+def current_host() -> Host:
+    """The host set by `use_host`, else ComfyUI."""
+    host = _current.get()
+    if host is None:
+        from .bridge import ComfyHost
+
+        host = ComfyHost()
+    return host
+
+
+@contextlib.contextmanager
+def use_host(host: Host) -> Iterator[None]:
+    """Runs nodes inside `host` instead of ComfyUI."""
+    token = _current.set(host)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,1 @@
+"""The trainer and the sampler: plain torch, diffusers and peft, free of ComfyUI."""

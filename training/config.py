@@ -1,0 +1,274 @@
+"""Every setting, declared once. Imports nothing heavy: nodes read their widgets from here while ComfyUI starts.
+
+Sources of defaults: "guide" = SimpleTuner's LongCat quickstarts, "official" = the trainers of
+meituan-longcat/LongCat-Image, "diffusers" = its LongCat-Image pipelines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import ConfigError
+from .options import Checked, option
+
+PIXELS_PER_TOKEN = 16
+"""VAE 8 px x patch 2 = 16 px: both sides of every picture are multiples of it."""
+
+BUCKET_ALIGNMENT = 64
+"""Px; the grid of the aspect buckets (guide: keep on 64)."""
+
+LARGEST_INT = 2**53 - 1
+"""Largest whole number that survives JSON in a browser; the bound of seeds and counts."""
+
+WINDOWS_RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
+
+
+@dataclass(kw_only=True, frozen=True)
+class ModelConfig(Checked):
+    """Which weights, from where, in which precision (LoadLongCat)."""
+
+    model_family: str = option(
+        "longcat_image", "Which LongCat: longcat_image draws and edits pictures.", choices=("longcat_image",)
+    )
+    model_flavour: str = option(
+        "edit",
+        "edit changes a reference picture by instruction; tiny-edit is its twin of a few megabytes with random weights"
+        " (for trying a workflow out on any machine).",
+        choices=("edit", "tiny-edit"),
+    )
+    pretrained_model_name_or_path: str = option(
+        "auto",
+        "auto: the folder models/longcat/<name> if it is there, else a download from the hub when a run starts."
+        " Or the path of a diffusers folder.",
+    )
+    base_model_precision: str = option(
+        "bf16",
+        "Precision of the frozen transformer. int8-quanto halves its memory (16 to 24 GB cards; needs optimum-quanto).",
+        choices=("bf16", "fp32", "int8-quanto"),
+    )
+    text_encoder_1_precision: str = option(
+        "no_change",
+        "Precision of the text encoder (8.3 B parameters, 16.6 GB in bf16). no_change: bf16, or fp32 with an fp32 base;"
+        " int8-quanto halves it.",
+        choices=("no_change", "int8-quanto"),
+        advanced=True,
+    )
+
+
+@dataclass(kw_only=True, frozen=True)
+class DatasetConfig(Checked):
+    """One folder of pictures (LongCatDataset)."""
+
+    id: str = option("dataset", "A name for this dataset, shown in reports.")
+    instance_data_dir: str = option(
+        "",
+        "The folder of pictures: a subfolder of ComfyUI's input or datasets folder, or an absolute path inside"
+        " the folders that the server's owner allows (LONGCAT_DATA_ROOTS).",
+    )
+    dataset_type: str = option(
+        "image",
+        "image: pictures to learn; conditioning: reference pictures for them.",
+        choices=("image", "conditioning"),
+    )
+    caption_strategy: str = option(
+        "textfile",
+        "textfile: the caption or instruction is in a .txt of the picture's name; none: no captions (references).",
+        choices=("textfile", "none"),
+    )
+    resolution: int = option(
+        768,
+        "Px; side of the square whose area every bucket of this dataset has (guide: 768 or 1024).",
+        low=64,
+        high=4096,
+        step=16,
+    )
+    aspect_bucket_alignment: int = option(
+        BUCKET_ALIGNMENT,
+        "Px; bucket sides are multiples of this. Keep 64, the grid the model was trained on.",
+        low=64,
+        high=512,
+        step=64,
+        advanced=True,
+    )
+    repeats: int = option(
+        0, "How many more times each picture is seen per epoch (0: once).", low=0, high=10_000, step=1, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_multiple("DatasetConfig.resolution", self.resolution, PIXELS_PER_TOKEN)
+        _check_multiple("DatasetConfig.aspect_bucket_alignment", self.aspect_bucket_alignment, BUCKET_ALIGNMENT)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ValidationConfig(Checked):
+    """Pictures sampled while training (LongCatValidation)."""
+
+    validation_steps: int = option(
+        100, "Sample every this many steps (and once before step 1).", low=1, high=1_000_000, step=1
+    )
+    validation_resolution: str = option(
+        "768x768",
+        "WIDTHxHEIGHT in px: gives the area; for edits the reference's own aspect decides the sides.",
+    )
+    validation_num_inference_steps: int = option(40, "Euler steps of a sample (guide: 40).", low=1, high=1000, step=1)
+    validation_guidance: float = option(
+        4.5, "Classifier-free guidance; 1 switches it off (guide: 4 to 6, edit 4.5).", low=1.0, high=30.0, step=0.1
+    )
+    validation_seed: int = option(42, "Seed of the samples' noise.", low=0, high=LARGEST_INT, step=1)
+    num_samples: int = option(2, "How many of the pairs are sampled, from the first on.", low=1, high=64, step=1)
+    validation_prompt: str = option(
+        "",
+        "Instructions instead of the captions, one a line; line n goes with sample n, the last one with the rest.",
+        multiline=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_size(self.validation_resolution, "ValidationConfig.validation_resolution")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainingOptions(Checked):
+    """Settings that most runs leave alone (LongCatTrainingOptions)."""
+
+    lora_target: str = option(
+        "simpletuner",
+        "Which linears get an adapter. simpletuner: attention q, k, v, out (100 in the released model);"
+        " official: also the added projections and feed-forwards of the double blocks (180).",
+        choices=("simpletuner", "official"),
+    )
+    lora_alpha: float = option(
+        0.0, "The adapter's output is scaled by alpha / rank. 0: alpha = rank.", low=0.0, high=1024.0, step=0.5
+    )
+    lr_scheduler: str = option(
+        "constant", "Course of the learning rate after the warm-up.", choices=("constant", "cosine")
+    )
+    lr_warmup_steps: int = option(
+        0, "Steps in which the learning rate rises from 0 to its value.", low=0, high=1_000_000, step=1
+    )
+    weight_decay: float = option(0.01, "AdamW weight decay (official, edit: 0.01).", low=0.0, high=1.0, step=0.001)
+    max_grad_norm: float = option(
+        1.0, "Gradients are clipped to this norm (official: 1); 0 does not clip.", low=0.0, high=1000.0, step=0.1
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches per optimiser step; works like a larger batch in less memory.", low=1, high=1024, step=1
+    )
+    gradient_checkpointing: bool = option(
+        True, "Compute activations twice instead of keeping them: far less memory, about a third slower."
+    )
+    caption_dropout_probability: float = option(
+        0.1,
+        "Share of samples trained with the empty instruction and the same reference (official: 0.1); for guidance.",
+        low=0.0,
+        high=1.0,
+        step=0.01,
+    )
+    flow_schedule_shift: float = option(
+        0.0,
+        "Shift of the training noise levels. 0: the resolution's own (2.33 at 768 px, 3.16 at 1024 px);"
+        " SimpleTuner's default is a constant 3.",
+        low=0.0,
+        high=100.0,
+        step=0.01,
+    )
+    checkpoint_step_interval: int = option(
+        250,
+        "Save a checkpoint every this many steps (and at the end, and when stopped).",
+        low=1,
+        high=1_000_000,
+        step=1,
+    )
+    checkpoints_total_limit: int = option(
+        3, "Keep this many newest checkpoints; 0 keeps all.", low=0, high=1000, step=1
+    )
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainConfig(Checked):
+    """One training run (TrainLoRA)."""
+
+    run_name: str = option(
+        "longcat-lora", "Name of the run's folder and of the LoRA file. An unfinished run of the same settings resumes."
+    )
+    max_train_steps: int = option(1000, "Optimiser steps.", low=1, high=1_000_000, step=1)
+    learning_rate: float = option(5e-5, "AdamW learning rate (guide: 5e-5 for edit).", low=1e-8, high=1.0, step=1e-7)
+    lora_rank: int = option(16, "Inner size of the adapter (guide: 16; 4 to 8 saves memory).", low=1, high=512, step=1)
+    train_batch_size: int = option(1, "Samples per batch, all of one bucket (guide: 1).", low=1, high=256, step=1)
+    seed: int = option(42, "Seed of adapter, data order, noise and noise levels.", low=0, high=LARGEST_INT, step=1)
+    restart: bool = option(
+        False, "Start anew under a new name, even if a run of the same settings exists.", advanced=True
+    )
+    options: TrainingOptions = TrainingOptions()
+    validation: ValidationConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name("TrainConfig.run_name", self.run_name)
+
+
+@dataclass(kw_only=True, frozen=True)
+class SampleConfig(Checked):
+    """One sampling call (LongCatSampleEdit)."""
+
+    width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
+    height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
+    num_inference_steps: int = option(50, "Euler steps (released pipeline: 50; guide: 40).", low=1, high=1000, step=1)
+    guidance_scale: float = option(
+        4.5,
+        "Classifier-free guidance; 1 switches it off and halves the time (guide: 4 to 6).",
+        low=1.0,
+        high=30.0,
+        step=0.1,
+    )
+    seed: int = option(42, "Seed of the noise.", low=0, high=LARGEST_INT, step=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_multiple("SampleConfig.width", self.width, PIXELS_PER_TOKEN)
+        _check_multiple("SampleConfig.height", self.height, PIXELS_PER_TOKEN)
+        if (self.width == 0) != (self.height == 0):
+            raise ConfigError(
+                f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
+            )
+
+
+def parse_size(text: str, where: str) -> tuple[int, int]:
+    """`"WIDTHxHEIGHT"` in px -> (width, height), both multiples of 16.
+
+    Raises:
+        ConfigError: not of that form, or a side is no positive multiple of 16.
+    """
+    sides = text.lower().replace(" ", "").split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise ConfigError(f"{where} is {text!r}; write it as WIDTHxHEIGHT in px, for example 768x768.")
+    width, height = int(sides[0]), int(sides[1])
+    for side in (width, height):
+        if not PIXELS_PER_TOKEN <= side <= 4096:
+            raise ConfigError(f"{where} is {text!r}; each side must lie between {PIXELS_PER_TOKEN} and 4096 px.")
+        _check_multiple(where, side, PIXELS_PER_TOKEN)
+    return width, height
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuses names that cannot be a folder or file name on Linux, Windows and macOS alike.
+
+    Raises:
+        ConfigError: empty, over 100 characters, a path separator or one of `<>:"|?*`, a control character, a dot or a
+            blank at an end, or a name that Windows reserves.
+    """
+    forbidden = sorted({c for c in name if c in '<>:"/\\|?*' or ord(c) < 32})
+    reserved = name.split(".")[0].upper() in WINDOWS_RESERVED_NAMES
+    if not name or len(name) > 100 or forbidden or reserved or name != name.strip(" ."):
+        raise ConfigError(
+            f"{where} is {name!r}; use 1 to 100 characters that can be a file name on every system"
+            ' (no path separators, no <>:"|?*, no blank or dot at an end). Choose another name.'
+        )
+
+
+def _check_multiple(where: str, value: int, base: int) -> None:
+    if value % base:
+        lower = value // base * base
+        raise ConfigError(
+            f"{where} is {value}; it must be a multiple of {base}. Use {lower or base} or {lower + base}."
+        )

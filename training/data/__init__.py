@@ -1,0 +1,1 @@
+"""From folders to records: scanning, captions, pairing, buckets, pixels."""

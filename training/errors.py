@@ -1,0 +1,41 @@
+"""Every error that a user can meet. Messages give the value, what is allowed, and what to do."""
+
+
+class LongCatError(Exception):
+    """Base of all errors raised on purpose by this pack."""
+
+
+class ConfigError(LongCatError, ValueError):
+    """A setting is out of range, or two settings exclude each other."""
+
+
+class DataError(LongCatError, ValueError):
+    """A dataset folder, a picture, a caption or a pairing is faulty."""
+
+
+class PathError(LongCatError, ValueError):
+    """A path lies outside the allowed roots, or does not exist."""
+
+
+class ModelError(LongCatError):
+    """A model folder is missing, incomplete, or of another family."""
+
+
+class CacheError(LongCatError):
+    """A cache file is missing, truncated, or not what its key promises."""
+
+
+class CheckpointError(LongCatError):
+    """A checkpoint or run folder cannot be used."""
+
+
+class LoraFileError(LongCatError):
+    """A LoRA file cannot be read, or matches no module of the model."""
+
+
+class NonFiniteLossError(LongCatError):
+    """The loss became NaN or infinite; raised before the optimiser step, the last checkpoint is intact."""
+
+
+class StoppedByUserError(LongCatError):
+    """The user asked to stop; raised after everything has been saved."""

@@ -1,0 +1,104 @@
+"""What long stages tell the outside, as typed events, and how the outside tells them to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """Item `done` of `total` of a stage such as "caching latents", "downloading", "sampling"."""
+
+    stage: str
+    done: int
+    total: int
+    preview: Image | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    run: str
+    folder: Path
+    first_step: int
+    total_steps: int
+    resumed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    step: int
+    """From 1."""
+    total_steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    bucket: tuple[int, int]
+    """(width, height) px"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesReady:
+    step: int
+    images: tuple[Image, ...]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarningRaised:
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    step: int
+    lora: Path
+
+
+Event = StageProgress | RunStarted | StepReport | SamplesReady | CheckpointSaved | WarningRaised | RunFinished
+
+
+class Callbacks(Protocol):
+    """The outside of a long stage. Exceptions raised in `on_event` propagate and end the stage."""
+
+    def on_event(self, event: Event) -> None: ...
+
+    def should_stop(self) -> bool:
+        """Asked between steps; True lets the stage save and raise `StoppedByUserError`."""
+        ...
+
+
+class NoCallbacks:
+    """Reports to nobody and never stops."""
+
+    def on_event(self, event: Event) -> None:
+        pass
+
+    def should_stop(self) -> bool:
+        return False
+
+
+class EveryCallback:
+    """Hands each event to several callbacks, in order; stops when one of them says so."""
+
+    def __init__(self, callbacks: Sequence[Callbacks]) -> None:
+        self.callbacks = tuple(callbacks)
+
+    def on_event(self, event: Event) -> None:
+        for callback in self.callbacks:
+            callback.on_event(event)
+
+    def should_stop(self) -> bool:
+        return any(callback.should_stop() for callback in self.callbacks)

@@ -1,0 +1,1 @@
+"""The adapter: injecting it, and its file."""

@@ -1,0 +1,125 @@
+"""What a model family must be able to do, and the table of families and flavours.
+
+Legend of shapes: B batch, C channels, h w latent height and width, S packed tokens, L text tokens, D embedding.
+Names of spaces: `pixels` are -1..1; `latents` are normalised (after shift and scale); `raw_latents` are as the VAE
+gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """Everything the transformer gets besides the noisy latents and the noise level: made once per sample or run."""
+
+    prompt_embeds: Tensor
+    """[B, L, D]"""
+    ref_tokens: Tensor | None
+    """[B, S_ref, 64], the packed reference latents; None without a reference."""
+    txt_ids: Tensor
+    """[L, 3], float32"""
+    img_ids: Tensor
+    """[S + S_ref, 3], float32; target tokens first"""
+
+
+class Family(Protocol):
+    """The differences between model families; everything else is shared functions.
+
+    `predict` returns the velocity dx/dsigma = noise - latents whatever the sign of the released transformer,
+    so that the training target and the Euler step are the same for every family.
+    """
+
+    name: str
+
+    def encode_prompt(self, text_encoder: Any, prompt: str, references: Sequence[Tensor]) -> Tensor:
+        """Prompt embeddings.
+
+        Args:
+            text_encoder: as `components.open_text_encoder` yields it.
+            prompt: may be empty.
+            references: pixels, each [1, 3, H, W]; the pictures the instruction speaks of, at their bucket size.
+
+        Returns:
+            prompt_embeds: [1, L, D] in the text encoder's dtype.
+        """
+        ...
+
+    def encode_pixels(self, vae: Any, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W], sides multiples of 16 -> latents [B, C, h, w], the distribution's mode, float32."""
+        ...
+
+    def prepare_inputs(
+        self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
+    ) -> ModelInputs:
+        """Packs references and builds position ids for noisy latents of `latents_shape` [B, C, h, w]."""
+        ...
+
+    def predict(self, transformer: Any, latents: Tensor, sigmas: Tensor, inputs: ModelInputs) -> Tensor:
+        """Velocity at noisy `latents` [B, C, h, w] and `sigmas` [B] in 0..1 (float32) -> [B, C, h, w], float32."""
+        ...
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """latents [B, C, h, w] -> pixels [B, 3, H, W] in -1..1, float32."""
+        ...
+
+    def flow_shift(self, latents_shape: Sequence[int]) -> float:
+        """Shift of the noise levels that the released schedule has for latents of this shape."""
+        ...
+
+    def lora_targets(self, preset: str) -> list[str]:
+        """Suffixes of the linears that `TrainingOptions.lora_target` names.
+
+        Raises:
+            ConfigError: no such preset for this family.
+        """
+        ...
+
+    def trainable_dtype(self, precision: str) -> torch.dtype:
+        """Compute dtype of the transformer for `ModelConfig.base_model_precision`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """One released (or tiny) checkpoint of a family."""
+
+    family: str
+    repo_id: str | None
+    """Hub id; None for twins that are built here."""
+    folder_name: str
+    """Name of its folder below models/longcat."""
+    needs_reference: bool
+
+
+FLAVOURS: dict[str, Flavour] = {
+    "edit": Flavour(
+        family="longcat_image",
+        repo_id="meituan-longcat/LongCat-Image-Edit",
+        folder_name="LongCat-Image-Edit",
+        needs_reference=True,
+    ),
+    "tiny-edit": Flavour(family="longcat_image", repo_id=None, folder_name="tiny-edit", needs_reference=True),
+}
+
+
+def family_of(name: str) -> Family:
+    """The family called `name` (a key of `ModelConfig.model_family`).
+
+    Raises:
+        ModelError: there is no such family.
+    """
+    from ..errors import ModelError
+
+    if name == "longcat_image":
+        from .longcat_image import LongCatImageFamily
+
+        return LongCatImageFamily()
+    raise ModelError(f"model_family is {name!r}; known families: longcat_image.")

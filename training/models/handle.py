@@ -1,0 +1,32 @@
+"""A model as nodes pass it on: a description; nothing is loaded until a stage asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """A LoRA file and how strongly it acts."""
+
+    path: Path
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelHandle:
+    """What LoadLongCat returns: settings, where models live, the LoRAs on top."""
+
+    config: ModelConfig
+    models_dirs: tuple[Path, ...]
+    """Folders searched for `<name>/model_index.json`; downloads and tiny twins go into the first."""
+    folder: Path | None = None
+    """The diffusers folder named by the user (already checked); None: found by flavour, see `source.resolve_folder`."""
+    loras: tuple[LoraUse, ...] = ()
+
+    def with_lora(self, use: LoraUse) -> ModelHandle:
+        """The same model with one more LoRA."""
+        return replace(self, loras=(*self.loras, use))

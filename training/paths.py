@@ -1,0 +1,71 @@
+"""Which folders a workflow may name: paths in a graph come from anyone who can reach the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import PathError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowedRoots:
+    """The folders that paths of a workflow must lie in.
+
+    `roots` None means no bound: on the terminal the user's own paths are the user's.
+    `bases` are the folders that a relative path is looked up in, in this order.
+    """
+
+    bases: tuple[Path, ...]
+    roots: tuple[Path, ...] | None = None
+
+    def resolve_folder(self, text: str, what: str) -> Path:
+        """An existing folder, as its real path.
+
+        Args:
+            text: as the user wrote it; relative to one of `bases`, or absolute.
+            what: what the folder is for, to begin the message with, e.g. `"LongCatDataset.instance_data_dir"`.
+
+        Raises:
+            PathError: empty, outside the allowed roots (compared as real paths, so links and `..` do not help),
+                or no such folder.
+        """
+        for candidate in self._candidates(text, what):
+            if candidate.is_dir():
+                return candidate
+        raise PathError(
+            f"{what} is {text!r}; there is no such folder (looked in {self._shown()}). Create it, or correct the path."
+        )
+
+    def resolve_new(self, text: str, what: str) -> Path:
+        """A path that need not exist yet, in the first base unless absolute; same containment as `resolve_folder`.
+
+        Raises:
+            PathError: empty, or outside the allowed roots.
+        """
+        return self._candidates(text, what)[0]
+
+    def _candidates(self, text: str, what: str) -> list[Path]:
+        if not text.strip():
+            raise PathError(f"{what} is empty; give a folder inside {self._shown()}.")
+        if "\0" in text:
+            raise PathError(f"{what} holds a NUL character; give a folder inside {self._shown()}.")
+        path = Path(text.strip()).expanduser() if self.roots is None else Path(text.strip())
+        candidates = [(base / path).resolve() for base in self.bases]
+        allowed = [candidate for candidate in candidates if self.contains(candidate)]
+        if not allowed:
+            raise PathError(
+                f"{what} is {text!r}, which lies outside the allowed folders: {self._shown()}. Move the data into"
+                " one of them, or let the server's owner add its folder to LONGCAT_DATA_ROOTS (separated as in PATH)."
+            )
+        return allowed
+
+    def contains(self, path: Path) -> bool:
+        """Whether the real path of `path` lies in one of the roots."""
+        if self.roots is None:
+            return True
+        real = path.resolve()
+        return any(real.is_relative_to(root.resolve()) for root in self.roots)
+
+    def _shown(self) -> str:
+        return ", ".join(str(folder) for folder in dict.fromkeys((*self.bases, *(self.roots or ()))))

@@ -1,0 +1,1 @@
+"""Sampling: inference schedule and Euler loops."""
