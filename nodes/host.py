@@ -38,8 +38,12 @@ class Host(Protocol):
         """Folders of LoRA files; the first is written to."""
         ...
 
-    def work_dir(self) -> Path:
-        """`output/longcat`: caches and runs live below it."""
+    def runs_dir(self) -> Path:
+        """`output/longcat`: one folder a run."""
+        ...
+
+    def cache_dir(self) -> Path:
+        """`output/longcat-cache`: relative cache folders of a workflow lie below it."""
         ...
 
     def callbacks(self, node_id: str | None) -> Callbacks:
