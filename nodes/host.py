@@ -13,6 +13,8 @@ from ..training.paths import AllowedRoots
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
+    from torch import Tensor
 
 
 class Host(Protocol):
@@ -38,6 +40,10 @@ class Host(Protocol):
         """Folders of LoRA files; the first is written to."""
         ...
 
+    def lora_names(self) -> list[str]:
+        """LoRA files below `lora_dirs`, as paths relative to their folder; asked often, so it must be cheap."""
+        ...
+
     def runs_dir(self) -> Path:
         """`output/longcat`: one folder a run."""
         ...
@@ -48,6 +54,10 @@ class Host(Protocol):
 
     def callbacks(self, node_id: str | None) -> Callbacks:
         """Progress, previews and the stop button of node `node_id`."""
+        ...
+
+    def preview(self, latents: Tensor) -> Image | None:
+        """A quick picture of (normalised) latents [1, C, h, w]; None where nobody is looking."""
         ...
 
     def heavy_work(self) -> contextlib.AbstractContextManager[None]:
