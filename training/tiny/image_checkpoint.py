@@ -1,0 +1,244 @@
+"""The tiny twin of LongCat-Image-Edit: the released folder's layout and classes, a few megabytes, random weights.
+
+It lets every workflow run on any machine. Nothing is downloaded, and every build gives the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import replacing_folder
+from .tokenizer import byte_level_merges, token_ids, write_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BUILDER_VERSION = 1
+"""Raised whenever a build would give other files, so that twins of an older builder are built anew."""
+
+VERSION_FILE = "twin.json"
+
+SEED = 0
+
+IMAGE_PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 56 * 56,
+    "max_pixels": 28 * 28 * 16384,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+"""Qwen2.5-VL's own values (huggingface/transformers: models/qwen2_vl/image_processing_qwen2_vl.py)."""
+
+MODEL_INDEX = {
+    "_class_name": "LongCatImageEditPipeline",
+    "_diffusers_version": "0.37.0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "text_processor": ["transformers", "Qwen2_5_VLProcessor"],
+    "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    "transformer": ["diffusers", "LongCatImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+TRANSFORMER = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 64,
+    "axes_dims_rope": [4, 6, 6],
+}
+
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 16, 16, 16),
+    "layers_per_block": 1,
+    # With 8 groups of 1 or 2 channels a flat colour would be normalised away.
+    "norm_num_groups": 1,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "force_upcast": True,
+}
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+CONV_GAIN = 3**0.5
+"""torch starts a convolution at variance 1 / (3 fan_in); with this gain the signal keeps its size through the layers."""
+
+DRAWING_SIZE = 64
+
+
+def build_tiny_image_checkpoint(folder: Path) -> None:
+    """Builds the twin's diffusers folder; `folder` appears whole or not at all, an older one is replaced.
+
+    Raises:
+        OSError: the disk is full or the parent folder cannot be written.
+    """
+    import torch
+
+    with replacing_folder(folder) as temporary, torch.inference_mode(False), torch.no_grad(), _own_random_numbers():
+        for name, part in (
+            ("transformer", build_transformer()),
+            ("vae", build_vae()),
+            ("text_encoder", build_text_encoder()),
+            ("scheduler", _build_scheduler()),
+        ):
+            part.save_pretrained(temporary / name)
+        for name in ("tokenizer", "text_processor"):
+            write_tokenizer(temporary / name)
+        _write(temporary / "text_processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
+        _write(temporary / "model_index.json", MODEL_INDEX)
+        _write(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
+
+
+def is_current(folder: Path) -> bool:
+    """Whether `folder` holds a twin of this builder version."""
+    try:
+        recorded = json.loads((folder / VERSION_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return recorded == {"builder": BUILDER_VERSION}
+
+
+def build_transformer() -> nn.Module:
+    """The DiT; its weights come from torch's global generator."""
+    import torch
+    from diffusers import LongCatImageTransformer2DModel
+
+    transformer = LongCatImageTransformer2DModel(**TRANSFORMER)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        _look_at_own_place(block.attn)
+    torch.nn.init.zeros_(transformer.norm_out.linear.weight)
+    return transformer
+
+
+def build_vae() -> nn.Module:
+    """The autoencoder; its weights come from torch's global generator, its scale and shift are measured."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(**VAE)
+    for name, module in vae.named_modules():
+        # Residual branches start at nothing, so that the path from pixels to latents stays simple.
+        if name.endswith((".conv2", ".to_out.0")):
+            torch.nn.init.zeros_(module.weight)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.weight.mul_(CONV_GAIN)
+    raw_latents = vae.eval().encode(_drawings()).latent_dist.mode()
+    vae.register_to_config(
+        shift_factor=round(raw_latents.mean().item(), 4), scaling_factor=round(1 / raw_latents.std().item(), 4)
+    )
+    return vae
+
+
+def build_text_encoder() -> nn.Module:
+    """The Qwen2.5-VL; its weights come from torch's global generator."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    ids = token_ids(byte_level_merges())
+    text = {
+        "vocab_size": len(ids),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e6,
+        # The three sections fill half of the head's 16.
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3]},
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def _build_scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+
+
+def _look_at_own_place(attention: nn.Module) -> None:
+    """Equal queries and keys with one shared bias: attention starts as a kernel of rotary distance.
+
+    So a token sees its own place, its neighbours, and the reference's token of the same row and column, which is
+    what an edit copies from.
+    """
+    import torch
+
+    bias = torch.randn_like(attention.to_q.bias)
+    attention.to_k.weight.copy_(attention.to_q.weight)
+    attention.to_q.bias.copy_(bias)
+    attention.to_k.bias.copy_(bias)
+
+
+def _drawings() -> Tensor:
+    """Pixels [8, 3, 64, 64]: a rectangle on a plain ground, colours drawn at random."""
+    import torch
+
+    colours = torch.rand(8, 2, 3, 1, 1) * 2 - 1
+    pixels = colours[:, 0].expand(-1, -1, DRAWING_SIZE, DRAWING_SIZE).clone()
+    corners = torch.randint(4, DRAWING_SIZE // 2, (8, 2)).tolist()
+    for picture, colour, (top, left) in zip(pixels, colours[:, 1], corners, strict=True):
+        picture[:, top : top + DRAWING_SIZE // 3, left : left + DRAWING_SIZE // 3] = colour
+    return pixels
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Seeds torch's CPU generator for the block and puts it back; library constructors draw from that one."""
+    import torch
+
+    # `torch.manual_seed` would also seed every accelerator.
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(SEED)
+        yield
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
