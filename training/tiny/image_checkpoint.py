@@ -89,7 +89,7 @@ SCHEDULER = {
 }
 
 CONV_GAIN = 3**0.5
-"""torch starts a convolution at variance 1 / (3 fan_in); with this gain the signal keeps its size through the layers."""
+"""torch starts a convolution at variance 1 / (3 fan_in); this gain keeps the signal's size through the layers."""
 
 DRAWING_SIZE = 64
 

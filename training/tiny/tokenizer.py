@@ -1,4 +1,4 @@
-"""The twin's tokenizer: Qwen2's files and special tokens, bytes for letters, whole words where our own texts use them."""
+"""The twin's tokenizer: Qwen2's files and special tokens; bytes for letters, whole words where our texts use them."""
 
 from __future__ import annotations
 
