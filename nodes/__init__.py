@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-NODES: dict[str, type] = {}
+from . import data, encode, load, sample, train
+
+
+def _merged() -> dict[str, type]:
+    merged: dict[str, type] = {}
+    for module in (load, data, train, encode, sample):
+        twice = merged.keys() & module.NODES.keys()
+        if twice:
+            raise ValueError(f"{module.__name__} registers {', '.join(sorted(twice))} a second time.")
+        merged.update(module.NODES)
+    return merged
+
+
+NODES: dict[str, type] = _merged()
+"""Node id -> class. Ids are forever: saved workflows hold them."""
 
 NODE_CLASS_MAPPINGS = NODES
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+NODE_DISPLAY_NAME_MAPPINGS = {node_id: node.DISPLAY_NAME for node_id, node in NODES.items()}

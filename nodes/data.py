@@ -1,0 +1,240 @@
+"""Nodes between the user's folders and the trainer: datasets, pairs, caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..training.caches.handle import Cache, CacheFolders
+from ..training.config import DatasetConfig
+from ..training.data.records import TrainingSet
+from ..training.models.handle import ModelHandle
+from .host import current_host
+from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, socket, text, widgets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE_FOLDER = "longcat-example"
+"""Drawn on first use, so that the shipped workflows run as they are."""
+
+EXAMPLE_SIDES = ("targets", "references")
+
+
+class LongCatDataset:
+    """Names a folder of pictures and how to read it."""
+
+    DISPLAY_NAME = "LongCat Dataset"
+    DESCRIPTION = (
+        "A folder of pictures. For an edit LoRA two are needed: the edited pictures with their instructions, and the"
+        " reference pictures of the same names. longcat-example/targets and longcat-example/references are drawn on"
+        " first use."
+    )
+    CATEGORY = "LongCat/data"
+    FUNCTION = "describe"
+    RETURN_TYPES = (LONGCAT_DATASET,)
+    RETURN_NAMES = ("dataset",)
+    OUTPUT_TOOLTIPS = ("The folder and its settings, for PairDatasets.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        required = ("instance_data_dir", "id", "dataset_type", "caption_strategy", "resolution")
+        return {
+            "required": widgets(DatasetConfig, *required),
+            "optional": widgets(DatasetConfig, "aspect_bucket_alignment", "repeats"),
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, instance_data_dir: str = "", **_others: Any) -> str:
+        from ..training.data.pairs import folder_fingerprint
+
+        return folder_fingerprint(_dataset_folder(instance_data_dir))
+
+    def describe(
+        self,
+        instance_data_dir: str,
+        id: str,
+        dataset_type: str,
+        caption_strategy: str,
+        resolution: int,
+        aspect_bucket_alignment: int = DatasetConfig.aspect_bucket_alignment,
+        repeats: int = DatasetConfig.repeats,
+    ) -> tuple[DatasetConfig]:
+        config = DatasetConfig(
+            id=id,
+            instance_data_dir=str(_dataset_folder(instance_data_dir)),
+            dataset_type=dataset_type,
+            caption_strategy=caption_strategy,
+            resolution=resolution,
+            aspect_bucket_alignment=aspect_bucket_alignment,
+            repeats=repeats,
+        )
+        return (config,)
+
+
+class PairDatasets:
+    """Matches targets and references by file name."""
+
+    DISPLAY_NAME = "Pair Datasets"
+    DESCRIPTION = (
+        "Pairs each target with the reference of the same file name and reads the instructions. All faults are listed"
+        " at once; look at the contact sheet before a long training."
+    )
+    CATEGORY = "LongCat/data"
+    FUNCTION = "pair"
+    RETURN_TYPES = (LONGCAT_PAIRS, "IMAGE", "STRING")
+    RETURN_NAMES = ("pairs", "contact_sheet", "report")
+    OUTPUT_TOOLTIPS = (
+        "The pairs, for the caches.",
+        "The first pairs: reference, target, instruction.",
+        "How many pairs there are, and in which buckets.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "targets": socket(LONGCAT_DATASET, "The edited pictures, with an instruction each."),
+                "references": socket(LONGCAT_DATASET, "The pictures before the edit, of the same file names."),
+            }
+        }
+
+    def pair(self, targets: DatasetConfig, references: DatasetConfig) -> tuple[TrainingSet, Tensor, str]:
+        from ..training.data.contact_sheet import contact_sheet
+        from ..training.data.pairs import pair_datasets
+        from .images import to_image
+
+        pairs = pair_datasets(targets, references)
+        return pairs, to_image([contact_sheet(pairs)]), _pairs_report(pairs)
+
+
+class CacheVAELatents:
+    """Encodes all pictures that are not in the cache yet."""
+
+    DISPLAY_NAME = "Cache VAE Latents"
+    DESCRIPTION = (
+        "Encodes targets and references with the VAE, once: files are named by their contents, so a changed picture is"
+        " encoded anew and nobody ever has to clear a cache. Needed before TrainLoRA."
+    )
+    CATEGORY = "LongCat/data"
+    FUNCTION = "cache"
+    RETURN_TYPES = (LONGCAT_CACHE, "STRING")
+    RETURN_NAMES = ("cache", "report")
+    OUTPUT_TOOLTIPS = ("The cached pictures, for LongCatCacheText.", "What was reused, what was encoded, and why.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        below = " Relative to output/longcat-cache; targets and references need folders of their own."
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model whose VAE encodes."),
+                "pairs": socket(LONGCAT_PAIRS, "The pairs from PairDatasets."),
+                "cache_dir_vae": text("Where the targets' latents are kept." + below, "vae/targets"),
+                "reference_cache_dir_vae": text("Where the references' latents are kept." + below, "vae/references"),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def cache(
+        self,
+        model: ModelHandle,
+        pairs: TrainingSet,
+        cache_dir_vae: str,
+        reference_cache_dir_vae: str,
+        unique_id: str | None = None,
+    ) -> tuple[Cache, str]:
+        from ..training.caches.latents import cache_latents
+
+        host = current_host()
+        folders = CacheFolders(
+            targets=_cache_folder(cache_dir_vae, "CacheVAELatents.cache_dir_vae"),
+            references=_cache_folder(reference_cache_dir_vae, "CacheVAELatents.reference_cache_dir_vae"),
+        )
+        with host.heavy_work():
+            cache, report = cache_latents(pairs, model, folders, host.device(), host.callbacks(unique_id))
+        return cache, report.text()
+
+
+class LongCatCacheText:
+    """Encodes all instructions that are not in the cache yet."""
+
+    DISPLAY_NAME = "Cache Text"
+    DESCRIPTION = (
+        "Encodes every instruction together with its reference picture, and the empty instruction with the same"
+        " reference, once. Needed before TrainLoRA; a cached run never loads the text encoder."
+    )
+    CATEGORY = "LongCat/data"
+    FUNCTION = "cache_text"
+    RETURN_TYPES = (LONGCAT_CACHE, "STRING")
+    RETURN_NAMES = ("cache", "report")
+    OUTPUT_TOOLTIPS = ("Pictures and instructions, for TrainLoRA.", "What was reused, what was encoded, and why.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        below = " Relative to output/longcat-cache."
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes."),
+                "cache": socket(LONGCAT_CACHE, "The cache from CacheVAELatents."),
+                "cache_dir_text": text("Where the embeddings are kept." + below, "text"),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def cache_text(
+        self, model: ModelHandle, cache: Cache, cache_dir_text: str, unique_id: str | None = None
+    ) -> tuple[Cache, str]:
+        from ..training.caches.text import cache_text
+
+        host = current_host()
+        folder = _cache_folder(cache_dir_text, "LongCatCacheText.cache_dir_text")
+        with host.heavy_work():
+            complete, report = cache_text(cache, model, folder, host.device(), host.callbacks(unique_id))
+        return complete, report.text()
+
+
+def _dataset_folder(name: str) -> Path:
+    roots = current_host().data_roots()
+    example = roots.bases[0] / EXAMPLE_FOLDER
+    if name in {f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES} and not example.exists():
+        _draw_example(example)
+    return roots.resolve_folder(name, "LongCatDataset.instance_data_dir")
+
+
+def _draw_example(folder: Path) -> None:
+    from ..training.files import replacing_folder
+    from ..training.tiny.world import draw_example_pairs
+
+    with replacing_folder(folder) as temporary:
+        draw_example_pairs(*(temporary / side for side in EXAMPLE_SIDES))
+
+
+def _cache_folder(name: str, what: str) -> Path:
+    """A folder below the host's cache folder, or an absolute one inside the allowed data folders.
+
+    Raises:
+        PathError: neither.
+    """
+    from dataclasses import replace
+
+    host = current_host()
+    roots = host.data_roots()
+    bounds = None if roots.roots is None else (*roots.roots, host.cache_dir())
+    return replace(roots, bases=(host.cache_dir(),), roots=bounds).resolve_new(name, what)
+
+
+def _pairs_report(pairs: TrainingSet) -> str:
+    from collections import Counter
+
+    buckets = Counter(record.bucket for record in pairs.records)
+    lines = [f"{len(pairs.records)} pairs in {len(buckets)} bucket{'s' if len(buckets) > 1 else ''}:"]
+    lines += [f"  {width}x{height}: {count}" for (width, height), count in sorted(buckets.items())]
+    return "\n".join(lines)
+
+
+NODES: dict[str, type] = {
+    "LongCatDataset": LongCatDataset,
+    "PairDatasets": PairDatasets,
+    "CacheVAELatents": CacheVAELatents,
+    "LongCatCacheText": LongCatCacheText,
+}

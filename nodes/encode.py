@@ -1,0 +1,77 @@
+"""Nodes that turn prompts into conditioning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..training.config import SampleConfig
+from ..training.models.handle import ModelHandle
+from .host import current_host
+from .types import LONGCAT_MODEL, socket, text, widget
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Conditioning = list[list[Any]]
+"""ComfyUI's own type: `[[prompt_embeds [1, L, D], {"reference_latents": [raw_latents [1, C, h, w]], ...}]]`"""
+
+
+class EncodeEditPrompt:
+    """Encodes an edit instruction together with its reference picture."""
+
+    DISPLAY_NAME = "Encode Edit Prompt"
+    DESCRIPTION = (
+        "Encodes the instruction and the picture it is about. The outputs are ComfyUI's own conditioning with the"
+        " reference latents inside: they fit LongCatSampleEdit, and core's KSampler with a native LongCat-Image model."
+    )
+    CATEGORY = "LongCat/sampling"
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = ("The instruction with its reference.", "The negative prompt with the same reference.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = "Px, a multiple of 16: the size the reference is cropped to; 0: about one megapixel in its own aspect."
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model whose text encoder and VAE encode."),
+                "reference": socket("IMAGE", "The picture to be edited; one, not a batch."),
+                "prompt": text("The instruction: what to change.", multiline=True),
+                "negative_prompt": text("What to avoid; keep it empty for edits.", multiline=True),
+                "width": widget(SampleConfig, "width", tooltip=size),
+                "height": widget(SampleConfig, "height", tooltip=size),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def encode(
+        self,
+        model: ModelHandle,
+        reference: Tensor,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        unique_id: str | None = None,
+    ) -> tuple[Conditioning, Conditioning]:
+        from ..training.sampling.edit import encode_edit
+        from .images import one_picture
+
+        size = SampleConfig(width=width, height=height)
+        picture = one_picture(reference, "EncodeEditPrompt.reference")
+        host = current_host()
+        with host.heavy_work():
+            encoded = encode_edit(
+                model, picture, (prompt, negative_prompt), size, host.device(), host.callbacks(unique_id)
+            )
+        positive, negative = ([[embeds, _reference(encoded.raw_ref_latents)]] for embeds in encoded.prompt_embeds)
+        return positive, negative
+
+
+def _reference(raw_latents: Tensor) -> dict[str, Any]:
+    # A dict and a tensor of its own for each output: other nodes may change what they are given.
+    return {"reference_latents": [raw_latents.clone()], "reference_latents_method": "index"}
+
+
+NODES: dict[str, type] = {"EncodeEditPrompt": EncodeEditPrompt}

@@ -1,0 +1,145 @@
+"""Nodes that say which model to work with. Nothing is loaded here: later stages load what they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..training.config import ModelConfig
+from ..training.models.handle import LoraUse, ModelHandle
+from .host import current_host
+from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, socket, widgets
+
+NO_LORA = "none"
+
+
+class LoadLongCat:
+    """Checks the choice and returns a handle."""
+
+    DISPLAY_NAME = "Load LongCat"
+    DESCRIPTION = (
+        "Chooses a LongCat model. Weights are loaded by the nodes that need them, one part at a time, and leave memory"
+        " afterwards."
+    )
+    CATEGORY = "LongCat/model"
+    FUNCTION = "load"
+    RETURN_TYPES = (LONGCAT_MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model's settings, for encoding, caching, training and sampling.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        required = ("model_family", "model_flavour", "pretrained_model_name_or_path", "base_model_precision")
+        return {
+            "required": widgets(ModelConfig, *required),
+            "optional": widgets(ModelConfig, "text_encoder_1_precision"),
+        }
+
+    def load(
+        self,
+        model_family: str,
+        model_flavour: str,
+        pretrained_model_name_or_path: str,
+        base_model_precision: str,
+        text_encoder_1_precision: str = ModelConfig.text_encoder_1_precision,
+    ) -> tuple[ModelHandle]:
+        config = ModelConfig(
+            model_family=model_family,
+            model_flavour=model_flavour,
+            pretrained_model_name_or_path=pretrained_model_name_or_path,
+            base_model_precision=base_model_precision,
+            text_encoder_1_precision=text_encoder_1_precision,
+        )
+        return (_checked_handle(config),)
+
+
+class LongCatLoadLoRA:
+    """Puts a LoRA file on top of a model handle."""
+
+    DISPLAY_NAME = "Load LongCat LoRA"
+    DESCRIPTION = "Adds a trained LoRA to the model; several can be chained. It is applied when the model is loaded."
+    CATEGORY = "LongCat/model"
+    FUNCTION = "load"
+    RETURN_TYPES = (LONGCAT_MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with the LoRA on top.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model to add the LoRA to."),
+                "lora_name": (
+                    [NO_LORA, *_lora_names()],
+                    {"default": NO_LORA, "tooltip": "A file below models/loras; not used when lora is connected."},
+                ),
+                "strength": (
+                    "FLOAT",
+                    strength | {"tooltip": "How strongly the LoRA acts: 1 as trained, 0 not at all."},
+                ),
+            },
+            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; goes before lora_name.")},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str = NO_LORA, **_others: Any) -> str:
+        path = _find_lora(lora_name)
+        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path else ""
+
+    def load(
+        self, model: ModelHandle, lora_name: str, strength: float, lora: TrainedLora | None = None
+    ) -> tuple[ModelHandle]:
+        path = lora.path if lora is not None else _find_lora(lora_name)
+        return (model if path is None else model.with_lora(LoraUse(path=path, strength=strength)),)
+
+
+def _checked_handle(config: ModelConfig) -> ModelHandle:
+    from ..training.models.source import check_folder
+    from ..training.quantisation import ensure_available
+
+    for precision in (config.base_model_precision, config.text_encoder_1_precision):
+        ensure_available(precision)
+    host = current_host()
+    folder = None
+    if config.pretrained_model_name_or_path != ModelConfig.pretrained_model_name_or_path:
+        folder = host.model_roots().resolve_folder(
+            config.pretrained_model_name_or_path, "LoadLongCat.pretrained_model_name_or_path"
+        )
+        check_folder(folder, config)
+    return ModelHandle(config=config, models_dirs=host.models_dirs(), folder=folder)
+
+
+def _lora_names() -> list[str]:
+    try:
+        return current_host().lora_names()
+    except ModuleNotFoundError:
+        # No host: somebody reads the declaration alone, as documentation and tests do.
+        return []
+
+
+def _find_lora(name: str) -> Path | None:
+    """The file called `name` below the LoRA folders; None for "none".
+
+    Raises:
+        LoraFileError: there is no such file, or it lies outside these folders.
+    """
+    from ..training.errors import LoraFileError
+
+    if name == NO_LORA:
+        return None
+    folders = [folder.resolve() for folder in current_host().lora_dirs()]
+    for folder in folders:
+        path = folder / name
+        if path.is_file() and ".." not in Path(name).parts and path.is_relative_to(folder):
+            return path
+    raise LoraFileError(
+        f"LongCatLoadLoRA.lora_name is {name!r}; there is no such file below {', '.join(map(str, folders))}."
+        " Choose one from the list (press R to read it anew)."
+    )
+
+
+NODES: dict[str, type] = {
+    "LoadLongCat": LoadLongCat,
+    "LongCatLoadLoRA": LongCatLoadLoRA,
+}

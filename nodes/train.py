@@ -1,0 +1,230 @@
+"""Nodes that train: validation settings, rarely changed options, and TrainLoRA itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..training.caches.handle import Cache
+from ..training.config import TrainConfig, TrainingOptions, ValidationConfig
+from ..training.models.handle import ModelHandle
+from .host import current_host
+from .types import (
+    LONGCAT_CACHE,
+    LONGCAT_LORA,
+    LONGCAT_MODEL,
+    LONGCAT_OPTIONS,
+    LONGCAT_VALIDATION,
+    TrainedLora,
+    ValidationPlan,
+    socket,
+    widgets,
+)
+
+if TYPE_CHECKING:
+    from ..training.loop.train import TrainResult
+
+
+class LongCatValidation:
+    """How TrainLoRA samples while it trains."""
+
+    DISPLAY_NAME = "LongCat Validation"
+    DESCRIPTION = (
+        "Lets TrainLoRA draw pictures every few steps, and once before the first one: you see the LoRA learn, and a"
+        " fault in sampling shows in the first minute."
+    )
+    CATEGORY = "LongCat/training"
+    FUNCTION = "plan"
+    RETURN_TYPES = (LONGCAT_VALIDATION,)
+    RETURN_NAMES = ("validation",)
+    OUTPUT_TOOLTIPS = ("For TrainLoRA.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        pairs = "Pairs to sample from that are not trained on; without it the first training pairs are used."
+        return {"required": widgets(ValidationConfig), "optional": {"cache": socket(LONGCAT_CACHE, pairs)}}
+
+    def plan(
+        self,
+        validation_steps: int,
+        validation_resolution: str,
+        validation_num_inference_steps: int,
+        validation_guidance: float,
+        validation_seed: int,
+        num_samples: int,
+        validation_prompt: str,
+        cache: Cache | None = None,
+    ) -> tuple[ValidationPlan]:
+        config = ValidationConfig(
+            validation_steps=validation_steps,
+            validation_resolution=validation_resolution,
+            validation_num_inference_steps=validation_num_inference_steps,
+            validation_guidance=validation_guidance,
+            validation_seed=validation_seed,
+            num_samples=num_samples,
+            validation_prompt=validation_prompt,
+        )
+        return (ValidationPlan(config=config, cache=cache),)
+
+
+class LongCatTrainingOptions:
+    """Everything about a run that most users leave alone."""
+
+    DISPLAY_NAME = "LongCat Training Options"
+    DESCRIPTION = "Settings of TrainLoRA that most runs leave alone; without this node the same defaults hold."
+    CATEGORY = "LongCat/training"
+    FUNCTION = "choose"
+    RETURN_TYPES = (LONGCAT_OPTIONS,)
+    RETURN_NAMES = ("options",)
+    OUTPUT_TOOLTIPS = ("For TrainLoRA.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": widgets(TrainingOptions)}
+
+    def choose(
+        self,
+        lora_target: str,
+        lora_alpha: float,
+        lr_scheduler: str,
+        lr_warmup_steps: int,
+        weight_decay: float,
+        max_grad_norm: float,
+        gradient_accumulation_steps: int,
+        gradient_checkpointing: bool,
+        caption_dropout_probability: float,
+        flow_schedule_shift: float,
+        checkpoint_step_interval: int,
+        checkpoints_total_limit: int,
+    ) -> tuple[TrainingOptions]:
+        options = TrainingOptions(
+            lora_target=lora_target,
+            lora_alpha=lora_alpha,
+            lr_scheduler=lr_scheduler,
+            lr_warmup_steps=lr_warmup_steps,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            gradient_checkpointing=gradient_checkpointing,
+            caption_dropout_probability=caption_dropout_probability,
+            flow_schedule_shift=flow_schedule_shift,
+            checkpoint_step_interval=checkpoint_step_interval,
+            checkpoints_total_limit=checkpoints_total_limit,
+        )
+        return (options,)
+
+
+class TrainLoRA:
+    """Trains, resumes, or returns what an equal run has already made."""
+
+    DISPLAY_NAME = "Train LoRA"
+    DESCRIPTION = (
+        "Trains a LoRA on the cached pairs. Interrupt whenever you like: the run is saved, and queueing it again goes"
+        " on where it was. A finished run of the same settings is returned at once. The LoRA is also written to"
+        " models/loras."
+    )
+    CATEGORY = "LongCat/training"
+    FUNCTION = "train"
+    OUTPUT_NODE = True
+    RETURN_TYPES = (LONGCAT_LORA, "STRING", "LOSS_MAP", "IMAGE", "IMAGE")
+    RETURN_NAMES = ("lora", "path", "loss_map", "loss_curve", "samples")
+    OUTPUT_TOOLTIPS = (
+        "The trained LoRA, for LongCatLoadLoRA.",
+        "Where the LoRA file lies.",
+        "The loss of each step, for core's LossGraphNode (which needs two different values: train at least 2 steps).",
+        "The loss of each step, drawn.",
+        "The last validation pictures; one grey picture without validation.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        basic = ("run_name", "max_train_steps", "learning_rate", "lora_rank", "train_batch_size", "seed")
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model to train on; its own LoRAs are not trained."),
+                "cache": socket(LONGCAT_CACHE, "The cache from LongCatCacheText."),
+                **widgets(TrainConfig, *basic),
+            },
+            "optional": {
+                "validation": socket(LONGCAT_VALIDATION, "Pictures while training, from LongCatValidation."),
+                "options": socket(LONGCAT_OPTIONS, "More settings, from LongCatTrainingOptions."),
+                **widgets(TrainConfig, "restart"),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, restart: bool = TrainConfig.restart, **_others: Any) -> float | str:
+        # NaN differs from itself: asked to start anew, the node may not be answered from ComfyUI's own cache.
+        return float("nan") if restart else ""
+
+    def train(
+        self,
+        model: ModelHandle,
+        cache: Cache,
+        run_name: str,
+        max_train_steps: int,
+        learning_rate: float,
+        lora_rank: int,
+        train_batch_size: int,
+        seed: int,
+        validation: ValidationPlan | None = None,
+        options: TrainingOptions | None = None,
+        restart: bool = TrainConfig.restart,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        config = TrainConfig(
+            run_name=run_name,
+            max_train_steps=max_train_steps,
+            learning_rate=learning_rate,
+            lora_rank=lora_rank,
+            train_batch_size=train_batch_size,
+            seed=seed,
+            restart=restart,
+            options=options or TrainingOptions(),
+            validation=validation.config if validation else None,
+        )
+        return _outputs(_train(config, model, cache, validation, unique_id))
+
+
+def _train(
+    config: TrainConfig, model: ModelHandle, cache: Cache, validation: ValidationPlan | None, node_id: str | None
+) -> TrainResult:
+    from ..training.loop.train import RunPlaces, train
+
+    host = current_host()
+    places = RunPlaces(
+        runs_dir=host.runs_dir(),
+        lora_dir=host.lora_dirs()[0],
+        device=host.device(),
+        validation_cache=validation.cache if validation else None,
+    )
+    with host.heavy_work():
+        return train(config, model, cache, places, host.callbacks(node_id))
+
+
+def _outputs(result: TrainResult) -> dict[str, Any]:
+    from ..training.data.media import read_image
+    from ..training.loop.loss_curve import draw_loss_curve
+    from .images import grey_image, shown_in_ui, to_image
+
+    pictures = [read_image(path) for path in result.samples]
+    return {
+        "ui": {
+            "text": [f"{result.lora} ({result.step} steps, last loss {result.losses[-1]:.4f})"],
+            "images": shown_in_ui(result.samples, current_host().runs_dir().parent),
+        },
+        "result": (
+            TrainedLora(path=result.lora, folder=result.folder),
+            str(result.lora),
+            {"loss": [float(loss) for loss in result.losses]},
+            to_image([draw_loss_curve(result.losses)]),
+            to_image(pictures) if pictures else grey_image(),
+        ),
+    }
+
+
+NODES: dict[str, type] = {
+    "LongCatValidation": LongCatValidation,
+    "LongCatTrainingOptions": LongCatTrainingOptions,
+    "TrainLoRA": TrainLoRA,
+}
