@@ -1,0 +1,82 @@
+"""What a cached tensor depends on. The parts' hash is the file's name, and the parts lie in its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..files import sha256_of_file
+from ..loop.events import Callbacks
+from .store import tracked
+
+LATENTS_CODE = "1"
+"""Counts up when the way from a picture to its latents changes: reading, resize, crop, normalisation."""
+
+TEXT_CODE = "1"
+"""Counts up when the way from an instruction and its reference to the embeddings changes, the template included."""
+
+
+def latents_parts(family: str, vae: str, picture: str, bucket: tuple[int, int]) -> dict[str, str]:
+    """Parts of a picture's latents.
+
+    Args:
+        family: key of `ModelConfig.model_family`.
+        vae: `source.component_identity` of the VAE.
+        picture: hash of the file's bytes.
+        bucket: (width, height) px that the picture is cropped to.
+    """
+    return {
+        "family": family,
+        "stage": "latents",
+        "space": "normalised latents",
+        "picture": picture,
+        "bucket": _size_text(bucket),
+        "VAE": vae,
+        "dtype": "float32",
+        "code": LATENTS_CODE,
+    }
+
+
+def text_parts(
+    model: ModelConfig, text_encoder: str, caption: str, references: Sequence[str], bucket: tuple[int, int]
+) -> dict[str, str]:
+    """Parts of an instruction's embeddings.
+
+    Versions of transformers differ numerically (pad positions, image resize), so the installed one is a part.
+
+    Args:
+        model: its precisions decide the encoder's.
+        text_encoder: `source.component_identity` of the text encoder.
+        caption: the instruction; may be empty.
+        references: hash of each reference picture's bytes.
+        bucket: (width, height) px that the references are cropped to.
+    """
+    return {
+        "family": model.model_family,
+        "stage": "prompt_embeds",
+        "instruction": caption,
+        "reference": " ".join(references),
+        "bucket": _size_text(bucket) if references else "",
+        "text encoder": text_encoder,
+        "precision": model.text_encoder_1_precision,
+        "dtype": "float32" if model.base_model_precision == "fp32" else "bfloat16",
+        "transformers": metadata.version("transformers"),
+        "code": TEXT_CODE,
+    }
+
+
+def hash_pictures(paths: Sequence[Path], callbacks: Callbacks) -> dict[Path, str]:
+    """Hash of each file's bytes; every file is read once.
+
+    Raises:
+        StoppedByUserError: `callbacks.should_stop()`.
+        OSError: a file cannot be read.
+    """
+    unique = list(dict.fromkeys(paths))
+    return {path: sha256_of_file(path) for path in tracked(unique, "hashing pictures", callbacks)}
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,83 @@
+"""The VAE pass: each target and reference picture becomes one file of latents."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.records import TrainingSet
+from ..loop.events import Callbacks
+from ..models.family import Family, family_of
+from ..models.handle import ModelHandle
+from .handle import Cache, CachedRecord, CacheFolders, CacheReport
+from .keys import hash_pictures, latents_parts
+from .store import Item, check_folders, fill, load_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def cache_latents(
+    dataset: TrainingSet, handle: ModelHandle, folders: CacheFolders, device: torch.device, callbacks: Callbacks
+) -> tuple[Cache, CacheReport]:
+    """Makes sure that every picture of `dataset` has its latents on disk; the VAE loads only if one is missing.
+
+    Target and reference are each cover-resized and centre-cropped into the record's bucket. Encoding takes the mode
+    of the VAE's distribution, so it draws no random numbers.
+
+    Raises:
+        ConfigError: the two folders are one, or one lies among the data.
+        DataError: a picture cannot be read.
+        ModelError: the model's folder is missing or of another family.
+        CacheError: a file cannot be written.
+        StoppedByUserError: asked to stop; finished files stay.
+    """
+    from ..models.components import open_vae
+    from ..models.source import component_identity, resolve_folder
+
+    check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
+    vae = component_identity(resolve_folder(handle, callbacks), "vae")
+    pictures = [path for record in dataset.records for path in (record.target, *record.references)]
+    hashes = hash_pictures(pictures, callbacks)
+    family = family_of(handle.config.model_family)
+
+    def item(kind: str, name: str, folder: Path, picture: Path, bucket: tuple[int, int]) -> Item:
+        return Item(
+            label=f"{name} {kind}",
+            source=str(picture),
+            folder=folder,
+            tensor="latents",
+            parts=latents_parts(family.name, vae, hashes[picture], bucket),
+            encode=functools.partial(_encode, family, picture, bucket),
+        )
+
+    targets = [item("target", r.name, folders.targets, r.target, r.bucket) for r in dataset.records]
+    references = [
+        [item("reference", r.name, folders.references, picture, r.bucket) for picture in r.references]
+        for r in dataset.records
+    ]
+    items = [each for target, refs in zip(targets, references, strict=True) for each in (target, *refs)]
+    report = fill("latents", items, lambda: open_vae(handle, device, callbacks), callbacks)
+    records = tuple(
+        CachedRecord(record=record, latents=target.path, ref_latents=tuple(ref.path for ref in refs))
+        for record, target, refs in zip(dataset.records, targets, references, strict=True)
+    )
+    return Cache(model_family=family.name, dataset=dataset, folders=folders, records=records), report
+
+
+def load_latents(path: Path) -> Tensor:
+    """latents: [1, C, h, w], float32, of a file made by `cache_latents`.
+
+    Raises:
+        CacheError: missing, truncated, or no such file.
+    """
+    return load_tensor(path, "latents", "CacheVAELatents")
+
+
+def _encode(family: Family, picture: Path, bucket: tuple[int, int], vae: Any) -> Tensor:
+    """latents: [1, C, h, w], float32, of a picture file cropped to `bucket`."""
+    from ..data.media import read_image, to_pixels
+
+    return family.encode_pixels(vae, to_pixels(read_image(picture), bucket))
