@@ -1,0 +1,55 @@
+# `make demo` and `make test` work on a fresh clone: they build .venv with the tested versions first.
+# Another Python:        make test PYTHON=python3.12
+# A smaller torch where there is no NVIDIA card (Linux):
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+INSTALLED := .venv/installed
+
+.PHONY: venv test test-python test-js demo lint format bench workflows clean
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is missing or older than 3.11, which the tested versions need."; \
+		echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: test-python test-js
+
+test-python: $(INSTALLED)
+	$(BIN)/python -m pytest --quiet --durations=10
+
+test-js:
+	@if command -v node >/dev/null 2>&1; then node --test tests/js/*.test.js; \
+	else echo "JavaScript tests skipped: node (18 or newer) is not installed."; fi
+
+demo: $(INSTALLED)
+	$(BIN)/longcat demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest tests/benchmarks --quiet -s -o python_files='bench_*.py'
+
+workflows: $(INSTALLED)
+	$(BIN)/python -m comfyui_longcat.nodes.graph.write_workflows
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output

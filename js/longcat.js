@@ -1,0 +1,110 @@
+/** Shows the loss on TrainLoRA while it trains. The server sends longcat.step and longcat.run (nodes/bridge.py). */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { createLossChart } from "./loss_chart.js";
+import { LossSeries } from "./loss_series.js";
+
+const CHART_HEIGHT = 180;
+const NODE_WIDTH = 360;
+
+/** Newest runs of this page, by node and run: a node is made anew whenever its workflow's tab is opened. */
+const runs = new Map();
+const MAX_RUNS = 20;
+
+/** Chart of each TrainLoRA node on the canvas. */
+const charts = new WeakMap();
+
+function seriesOf(event) {
+  const key = `${event.node} ${event.run}`;
+  const series = runs.get(key) ?? new LossSeries(event.run);
+  runs.delete(key);
+  runs.set(key, series);
+  if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
+  return series;
+}
+
+/** The node that an execution id such as "12", or "5:12" inside subgraph node 5, names in the open workflow. */
+function findNode(executionId) {
+  let graph = app.rootGraph ?? app.graph;
+  let node;
+  for (const id of String(executionId).split(":")) {
+    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+/** Another workflow may have a TrainLoRA of the same id: the run's name tells them apart, unless it comes by a link. */
+function belongsTo(node, run) {
+  if (node.inputs?.some((input) => input.name === "run_name" && input.link != null)) return true;
+  const name = node.widgets?.find((widget) => widget.name === "run_name")?.value;
+  // A restarted run gets a number after its name.
+  return run === name || String(run).startsWith(`${name}-`);
+}
+
+function show(node, series) {
+  const chart = charts.get(node);
+  if (!chart) return;
+  chart.series = series;
+  // One drawing per frame, however many steps arrive; none while the page is hidden.
+  chart.frame ??= requestAnimationFrame(() => {
+    chart.frame = undefined;
+    chart.draw(chart.series);
+  });
+}
+
+function onEvent(event, take) {
+  const series = seriesOf(event);
+  take(series);
+  const node = findNode(event.node);
+  if (node && belongsTo(node, event.run)) show(node, series);
+}
+
+function addChart(node) {
+  const chart = createLossChart(document);
+  const widget = node.addDOMWidget("loss_chart", "longcat_loss_chart", chart.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => CHART_HEIGHT,
+  });
+  // options.serialize keeps it out of prompts, serialize out of the workflow's widgets_values.
+  widget.serialize = false;
+  charts.set(node, chart);
+  chart.draw(new LossSeries(""));
+  const onRemoved = node.onRemoved;
+  node.onRemoved = function (...args) {
+    cancelAnimationFrame(chart.frame);
+    chart.destroy();
+    charts.delete(node);
+    return onRemoved?.apply(this, args);
+  };
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, NODE_WIDTH, node.size[0]), Math.max(height, node.size[1])]);
+}
+
+/** Brings back the newest known run of a node whose workflow was opened again. */
+function restore(node) {
+  for (const [key, series] of [...runs].reverse()) {
+    const executionId = key.slice(0, key.indexOf(" "));
+    if (findNode(executionId) === node && belongsTo(node, series.run)) return show(node, series);
+  }
+}
+
+app.registerExtension({
+  name: "longcatlora.lossChart",
+
+  setup() {
+    // Without a listener the frontend calls these messages unknown.
+    api.addEventListener("longcat.step", ({ detail }) => onEvent(detail, (series) => series.add(detail)));
+    api.addEventListener("longcat.run", ({ detail }) => onEvent(detail, (series) => series.announce(detail)));
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === "TrainLoRA") addChart(node);
+  },
+
+  loadedGraphNode(node) {
+    if (charts.has(node)) restore(node);
+  },
+});
