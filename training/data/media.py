@@ -1,0 +1,135 @@
+"""Picture files in, pixels out, and back. B batch, H W height and width in px."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
+"""Pillow's decoders that may run, whatever the suffix says: others start programs or read documents."""
+
+TURNED_BY_QUARTER = {5, 6, 7, 8}
+"""EXIF orientations in which the stored width is the seen height."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """A picture file as it is seen: RGB, 8 bit a channel.
+
+    Turned by its EXIF orientation, alpha laid on white, 16-bit grey scaled to 8 bit, CMYK and palettes converted; of an
+    animation the first frame.
+
+    Raises:
+        DataError: the file is missing, damaged, no picture, larger than Pillow's decompression limit, or has 32 bits a
+            channel; names the file.
+    """
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image), path)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in px of the picture as it is seen; reads the file's head only.
+
+    Raises:
+        DataError: the file is missing, no picture, or larger than Pillow's decompression limit; names the file.
+    """
+    from PIL import ExifTags, Image
+
+    with _opened(path) as image:
+        width, height = image.size
+        # The base class's method, as PNG's own one decodes all pixels; TIFF has turned its size by now.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        turned = orientation in TURNED_BY_QUARTER and image.format != "TIFF"
+        return (height, width) if turned else (width, height)
+
+
+def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture resized to cover `size` (width, height) in px in its own aspect, and cropped around its centre."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+
+
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An RGB picture as pixels of a bucket, by `crop_to`.
+
+    Returns:
+        pixels: [1, 3, H, W] float32, -1..1, where size = (W, H).
+    """
+    import numpy as np
+    import torch
+
+    array = np.array(crop_to(image, size), dtype=np.float32)
+    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def from_pixels(pixels: Tensor) -> Image.Image:
+    """One RGB picture of pixels; values outside -1..1 are clipped.
+
+    pixels: [1, 3, H, W], any float type.
+    """
+    import torch
+    from PIL import Image
+
+    levels = ((pixels[0].detach().float() + 1.0) * 127.5).round().clamp(0, 255)
+    return Image.fromarray(levels.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    from PIL import Image
+
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(path, formats=formats) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large to be read: {error} Scale it down.") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there (any more). Put it back, or remove its pair.") from error
+    # What Pillow's decoders raise on damaged files: truncation is an OSError, a damaged AVIF a RuntimeError.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError, struct.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} cannot be read as a picture ({type(error).__name__}: {error}). It may be damaged or not fully"
+            f" copied; replace it, or remove its pair. Readable: {', '.join(FORMATS)}."
+        ) from error
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bit(image, path)
+    if image.mode == "F":
+        raise DataError(f"{path} has 32-bit float values; there is no telling their white. Save it with 8 or 16 bits.")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
+    """Pillow's own conversion clips 16-bit grey at 255 instead of scaling it."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise DataError(f"{path} has 32-bit values; there is no telling their white. Save it with 8 or 16 bits.")
+    return Image.fromarray((levels / 257.0).round().astype(np.uint8)).convert("RGB")
