@@ -12,6 +12,8 @@ from .types import LONGCAT_MODEL, socket, text, widget
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..training.sampling.edit import EditConditioning
+
 Conditioning = list[list[Any]]
 """ComfyUI's own type: `[[prompt_embeds [1, L, D], {"reference_latents": [raw_latents [1, C, h, w]], ...}]]`"""
 
@@ -65,13 +67,13 @@ class EncodeEditPrompt:
             encoded = encode_edit(
                 model, picture, (prompt, negative_prompt), size, host.device(), host.callbacks(unique_id)
             )
-        positive, negative = ([[embeds, _reference(encoded.raw_ref_latents)]] for embeds in encoded.prompt_embeds)
-        return positive, negative
+        return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 
-def _reference(raw_latents: Tensor) -> dict[str, Any]:
+def _conditioning(encoded: EditConditioning) -> Conditioning:
     # A dict and a tensor of its own for each output: other nodes may change what they are given.
-    return {"reference_latents": [raw_latents.clone()], "reference_latents_method": "index"}
+    reference = {"reference_latents": [encoded.raw_ref_latents.clone()], "reference_latents_method": "index"}
+    return [[encoded.prompt_embeds, reference]]
 
 
 NODES: dict[str, type] = {"EncodeEditPrompt": EncodeEditPrompt}

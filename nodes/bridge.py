@@ -1,0 +1,248 @@
+"""The only contact with ComfyUI: device, memory, folders, progress, interruption, and leaving inference mode."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..training.errors import LongCatError, StoppedByUserError
+from ..training.loop.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    SamplesReady,
+    StageProgress,
+    StepReport,
+    WarningRaised,
+)
+from ..training.paths import AllowedRoots
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+SECONDS_BETWEEN_MESSAGES = 0.25
+"""A fast run has hundreds of steps a second; the browser gets a few of them."""
+
+DATA_ROOTS_VARIABLE = "LONGCAT_DATA_ROOTS"
+DATA_ROOTS_FILE = "longcat_data_roots.txt"
+"""In the user folder's part that HTTP cannot reach: one allowed folder a line."""
+
+OUT_OF_MEMORY = (
+    "Not enough memory. What helps, in this order: base_model_precision int8-quanto, gradient_checkpointing on,"
+    " train_batch_size 1, a lower resolution (of the datasets and of validation), a lower lora_rank."
+)
+
+
+class ComfyHost:
+    """`Host` inside ComfyUI."""
+
+    def __init__(self) -> None:
+        self._callbacks: ComfyCallbacks | None = None
+
+    def device(self) -> torch.device:
+        import comfy.model_management
+
+        return comfy.model_management.get_torch_device()
+
+    def data_roots(self) -> AllowedRoots:
+        import folder_paths
+
+        given = [Path(folder_paths.get_input_directory()), *_registered("datasets")]
+        return AllowedRoots(bases=tuple(given), roots=tuple(self._roots()))
+
+    def model_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=self.models_dirs(), roots=tuple(self._roots()))
+
+    def models_dirs(self) -> tuple[Path, ...]:
+        import folder_paths
+
+        standard = Path(folder_paths.models_dir) / "longcat"
+        return tuple(dict.fromkeys([standard, *_registered("longcat")]))
+
+    def lora_dirs(self) -> tuple[Path, ...]:
+        return tuple(_registered("loras"))
+
+    def lora_names(self) -> list[str]:
+        import folder_paths
+
+        # ComfyUI keeps this list until a folder changes.
+        return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+
+    def runs_dir(self) -> Path:
+        return _output_dir() / "longcat"
+
+    def cache_dir(self) -> Path:
+        return _output_dir() / "longcat-cache"
+
+    def callbacks(self, node_id: str | None) -> ComfyCallbacks:
+        self._callbacks = ComfyCallbacks(node_id)
+        return self._callbacks
+
+    def preview(self, latents: Tensor) -> Image | None:
+        import comfy.latent_formats
+        import latent_preview
+
+        # LongCat-Image has the latents of Flux, so ComfyUI's own preview settings and decoders fit.
+        previewer = latent_preview.get_previewer(latents.device, comfy.latent_formats.Flux())
+        return previewer.decode_latent_to_preview(latents) if previewer else None
+
+    @contextlib.contextmanager
+    def heavy_work(self) -> Iterator[None]:
+        import comfy.model_management as management
+        import torch
+
+        management.unload_all_models()
+        management.soft_empty_cache()
+        try:
+            # ComfyUI runs nodes in inference mode, and weights born there could never be trained.
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        except StoppedByUserError as stopped:
+            self._end("stopped", stopped)
+            management.interrupt_current_processing(False)
+            raise management.InterruptProcessingException() from None
+        except Exception as error:
+            self._end("failed", error)
+            if management.is_oom(error):
+                raise LongCatError(f"{OUT_OF_MEMORY} ({error})") from None
+            raise
+        finally:
+            gc.collect()
+            management.soft_empty_cache()
+
+    def _end(self, state: str, error: Exception) -> None:
+        # The frames of the traceback would keep models and activations in memory for as long as it is shown.
+        traceback.clear_frames(error.__traceback__)
+        if self._callbacks is not None:
+            self._callbacks.announce_end(state, str(error))
+
+    def _roots(self) -> list[Path]:
+        import folder_paths
+
+        own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
+        return [*map(Path, own), *_registered("datasets"), *_registered("longcat"), *_owner_roots()]
+
+
+class ComfyCallbacks:
+    """Shows events on one node: progress bar, previews, a line of text, and messages for the loss chart."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self._run = ""
+        self._step = 0
+        self._last_message = 0.0
+        self._stopped = False
+        self._bar: Any = None
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StageProgress):
+            self._show_progress(event.done, event.total, event.preview)
+            if not self._run:
+                self._say(f"{event.stage} {event.done}/{event.total}")
+        elif isinstance(event, RunStarted):
+            self._run, self._step = event.run, event.first_step - 1
+            self._announce("resumed" if event.resumed else "started")
+        elif isinstance(event, StepReport):
+            self._on_step(event)
+        elif isinstance(event, SamplesReady):
+            self._announce("samples")
+            for image in event.images:
+                self._show_progress(event.step, None, image)
+        elif isinstance(event, WarningRaised):
+            self._say(f"Warning: {event.message}")
+        elif isinstance(event, RunFinished):
+            self._announce("finished")
+
+    def should_stop(self) -> bool:
+        import comfy.model_management
+
+        self._stopped = self._stopped or comfy.model_management.processing_interrupted()
+        return self._stopped
+
+    def announce_end(self, state: str, message: str) -> None:
+        """Tells the chart that the run did not finish; nothing before a run has started."""
+        if self._run:
+            self._announce(state, message)
+
+    def _on_step(self, report: StepReport) -> None:
+        self._step = report.step
+        self._show_progress(report.step, report.total_steps, None)
+        now = time.monotonic()
+        if now - self._last_message < SECONDS_BETWEEN_MESSAGES and report.step < report.total_steps:
+            return
+        self._last_message = now
+        self._say(_status_line(report))
+        figures = {"loss": report.loss, "learning_rate": report.learning_rate, "seconds": report.seconds}
+        self._send("longcat.step", figures | {"step": report.step, "total": report.total_steps})
+
+    def _show_progress(self, done: int, total: int | None, preview: Image | None) -> None:
+        import comfy.model_management
+        import comfy.utils
+        from comfy.cli_args import args
+
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(total or done, node_id=self.node_id)
+        picture = ("JPEG", preview.convert("RGB"), args.preview_size) if preview is not None else None
+        try:
+            self._bar.update_absolute(done, total, picture)
+        except comfy.model_management.InterruptProcessingException:
+            # The bar takes the interruption for itself; a run must be saved before it ends, at its next step.
+            self._stopped = True
+
+    def _announce(self, state: str, message: str = "") -> None:
+        self._send("longcat.run", {"state": state, "step": self._step, "message": message})
+
+    def _send(self, kind: str, content: dict[str, Any]) -> None:
+        from server import PromptServer
+
+        server = PromptServer.instance
+        server.send_sync(kind, {"node": self.node_id, "run": self._run} | content, server.client_id)
+
+    def _say(self, text: str) -> None:
+        from server import PromptServer
+
+        if self.node_id is not None:
+            PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+def _status_line(report: StepReport) -> str:
+    digits = len(str(report.total_steps))
+    left = round((report.total_steps - report.step) * report.seconds)
+    eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+    return (
+        f"step {report.step:0{digits}}/{report.total_steps} | loss {report.loss:.4f}"
+        f" | {report.seconds:.1f} s/it | eta {eta}"
+    )
+
+
+def _output_dir() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
+
+
+def _registered(name: str) -> list[Path]:
+    """Folders that ComfyUI, or extra_model_paths.yaml, knows under `name`; none if it does not know it."""
+    import folder_paths
+
+    folders, _ = folder_paths.folder_names_and_paths.get(name, ((), ()))
+    return [Path(folder) for folder in folders]
+
+
+def _owner_roots() -> list[Path]:
+    """Folders that the server's owner adds, by environment variable and by file."""
+    import folder_paths
+
+    lines = os.environ.get(DATA_ROOTS_VARIABLE, "").split(os.pathsep)
+    file = Path(folder_paths.get_system_user_directory("longcat")) / DATA_ROOTS_FILE
+    if file.is_file():
+        lines += file.read_text(encoding="utf-8-sig").splitlines()
+    return [Path(line.strip()) for line in lines if line.strip()]
