@@ -46,6 +46,7 @@ class ComfyHost:
 
     def __init__(self) -> None:
         self._callbacks: ComfyCallbacks | None = None
+        self._previewer: Any = None
 
     def device(self) -> torch.device:
         import comfy.model_management
@@ -90,9 +91,10 @@ class ComfyHost:
         import comfy.latent_formats
         import latent_preview
 
-        # LongCat-Image has the latents of Flux, so ComfyUI's own preview settings and decoders fit.
-        previewer = latent_preview.get_previewer(latents.device, comfy.latent_formats.Flux())
-        return previewer.decode_latent_to_preview(latents) if previewer else None
+        if self._previewer is None:
+            # LongCat-Image has the latents of Flux, so ComfyUI's own preview settings and decoders fit.
+            self._previewer = latent_preview.get_previewer(latents.device, comfy.latent_formats.Flux())
+        return self._previewer.decode_latent_to_preview(latents) if self._previewer else None
 
     @contextlib.contextmanager
     def heavy_work(self) -> Iterator[None]:
@@ -136,29 +138,31 @@ class ComfyCallbacks:
 
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
-        self._run = ""
+        self._run: RunStarted | None = None
         self._step = 0
         self._last_message = 0.0
         self._stopped = False
         self._bar: Any = None
+        self._bar_name = ""
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, StageProgress):
-            self._show_progress(event.done, event.total, event.preview)
-            if not self._run:
+            self._show_progress(event.stage, event.done, event.total, event.preview)
+            if self._is_due(event.done == event.total):
                 self._say(f"{event.stage} {event.done}/{event.total}")
         elif isinstance(event, RunStarted):
-            self._run, self._step = event.run, event.first_step - 1
+            self._run, self._step = event, event.first_step - 1
             self._announce("resumed" if event.resumed else "started")
         elif isinstance(event, StepReport):
             self._on_step(event)
         elif isinstance(event, SamplesReady):
             self._announce("samples")
             for image in event.images:
-                self._show_progress(event.step, None, image)
+                self._show_progress("training", self._step, self._run.total_steps if self._run else 1, image)
         elif isinstance(event, WarningRaised):
             self._say(f"Warning: {event.message}")
         elif isinstance(event, RunFinished):
+            self._step = event.step
             self._announce("finished")
 
     def should_stop(self) -> bool:
@@ -169,27 +173,33 @@ class ComfyCallbacks:
 
     def announce_end(self, state: str, message: str) -> None:
         """Tells the chart that the run did not finish; nothing before a run has started."""
-        if self._run:
+        if self._run is not None:
             self._announce(state, message)
 
     def _on_step(self, report: StepReport) -> None:
         self._step = report.step
-        self._show_progress(report.step, report.total_steps, None)
-        now = time.monotonic()
-        if now - self._last_message < SECONDS_BETWEEN_MESSAGES and report.step < report.total_steps:
+        self._show_progress("training", report.step, report.total_steps)
+        if not self._is_due(report.step == report.total_steps):
             return
-        self._last_message = now
         self._say(_status_line(report))
         figures = {"loss": report.loss, "learning_rate": report.learning_rate, "seconds": report.seconds}
         self._send("longcat.step", figures | {"step": report.step, "total": report.total_steps})
 
-    def _show_progress(self, done: int, total: int | None, preview: Image | None) -> None:
+    def _is_due(self, is_last: bool) -> bool:
+        now = time.monotonic()
+        if now - self._last_message < SECONDS_BETWEEN_MESSAGES and not is_last:
+            return False
+        self._last_message = now
+        return True
+
+    def _show_progress(self, stage: str, done: int, total: int, preview: Image | None = None) -> None:
         import comfy.model_management
         import comfy.utils
         from comfy.cli_args import args
 
-        if self._bar is None:
-            self._bar = comfy.utils.ProgressBar(total or done, node_id=self.node_id)
+        if self._bar is None or stage != self._bar_name:
+            # A bar never goes back, so each stage gets its own.
+            self._bar, self._bar_name = comfy.utils.ProgressBar(total, node_id=self.node_id), stage
         picture = ("JPEG", preview.convert("RGB"), args.preview_size) if preview is not None else None
         try:
             self._bar.update_absolute(done, total, picture)
@@ -204,7 +214,8 @@ class ComfyCallbacks:
         from server import PromptServer
 
         server = PromptServer.instance
-        server.send_sync(kind, {"node": self.node_id, "run": self._run} | content, server.client_id)
+        run = self._run.run if self._run else ""
+        server.send_sync(kind, {"node": self.node_id, "run": run} | content, server.client_id)
 
     def _say(self, text: str) -> None:
         from server import PromptServer
