@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing_folder
+from ..models.quiet import no_progress_bars
 from .tokenizer import byte_level_merges, token_ids, write_tokenizer
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ def build_tiny_image_checkpoint(folder: Path) -> None:
     """
     import torch
 
-    with replacing_folder(folder) as temporary, torch.inference_mode(False), torch.no_grad(), _own_random_numbers():
+    with (
+        replacing_folder(folder) as temporary,
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _own_random_numbers(),
+        no_progress_bars(),
+    ):
         for name, part in (
             ("transformer", build_transformer()),
             ("vae", build_vae()),
@@ -117,13 +124,15 @@ def build_tiny_image_checkpoint(folder: Path) -> None:
         _write(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
 
 
-def is_current(folder: Path) -> bool:
-    """Whether `folder` holds a twin of this builder version."""
+def is_outdated(folder: Path) -> bool:
+    """Whether `folder` holds a twin of another builder version; a folder that is no twin of ours is not outdated."""
     try:
         recorded = json.loads((folder / VERSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return False
-    return recorded == {"builder": BUILDER_VERSION}
+    except ValueError:
+        return True
+    return recorded != {"builder": BUILDER_VERSION}
 
 
 def build_transformer() -> nn.Module:

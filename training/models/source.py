@@ -1,0 +1,175 @@
+"""Where a model's folder comes from, whether it is the right one, and what identifies its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from ..errors import ModelError
+from ..files import sha256_of_file, sha256_of_json
+from ..loop.events import Callbacks
+from .checkpoint_files import check_weights, read_json, weight_files, weights_identity
+from .family import FLAVOURS, Flavour
+from .handle import ModelHandle
+
+PIPELINES = {"edit": "LongCatImageEditPipeline", "tiny-edit": "LongCatImageEditPipeline"}
+"""Flavour to the class in model_index.json: text-to-image and edit have equal transformers, only this tells them."""
+
+CLASSES = {
+    "transformer": "LongCatImageTransformer2DModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "Qwen2_5_VLForConditionalGeneration",
+}
+
+PREPROCESSING = {
+    "tokenizer": ("tokenizer_config.json",),
+    "text_processor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""Folder to the file that must be there; transformers 5 writes a processor under the second name."""
+
+
+def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
+    """The checked diffusers folder of `handle`: its own, else one in `models_dirs`, else built (tiny) or downloaded.
+
+    Raises:
+        ModelError: the folder is incomplete or of another model, or the download failed.
+        StoppedByUserError: stopped while downloading; the next call goes on where this one ended.
+    """
+    folder = handle.folder or _folder_of_flavour(handle, callbacks)
+    check_folder(folder, handle.config)
+    return folder
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Refuses a folder that is not a complete diffusers checkpoint of `config.model_flavour`; loads no weights.
+
+    Raises:
+        ModelError: naming what was found and what is wanted.
+    """
+    _check_pipeline(folder, config)
+    configs = {component: read_json(folder / component / "config.json") for component in CLASSES}
+    for component, wanted in CLASSES.items():
+        found = _class_name(configs[component])
+        if found != wanted:
+            raise ModelError(f"{folder / component} holds a {found}; {config.model_family} needs a {wanted} there.")
+    _check_widths(folder, configs)
+    for name, files in PREPROCESSING.items():
+        if not any((folder / name / file).is_file() for file in files):
+            raise ModelError(
+                f"{folder / name} has no {' or '.join(files)}. The folder is incomplete: copy or download it again."
+            )
+    for component in CLASSES:
+        for path in weight_files(folder / component):
+            check_weights(path)
+
+
+def component_identity(folder: Path, component: str) -> str:
+    """Hash that changes with the component's settings or weights, whatever the folder is called.
+
+    The text encoder's covers the tokenizer and the image processor: all three decide the embeddings.
+
+    Raises:
+        ModelError: the component is missing or damaged.
+    """
+    parts: dict[str, Any] = {"config": read_json(folder / component / "config.json")}
+    for path in weight_files(folder / component):
+        check_weights(path)
+        parts[path.name] = weights_identity(path)
+    if component == "text_encoder":
+        for name in PREPROCESSING:
+            files = sorted(path for path in (folder / name).iterdir() if path.suffix in (".json", ".txt"))
+            parts[name] = {path.name: sha256_of_file(path) for path in files}
+    return sha256_of_json(parts)
+
+
+def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
+    flavour = FLAVOURS[handle.config.model_flavour]
+    candidates = [models_dir / flavour.folder_name for models_dir in handle.models_dirs]
+    found = next((folder for folder in candidates if (folder / "model_index.json").is_file()), None)
+    if flavour.repo_id is None:
+        return _twin(found or candidates[0])
+    return found or _downloaded(flavour, flavour.repo_id, candidates[0], callbacks)
+
+
+def _twin(folder: Path) -> Path:
+    from ..tiny.image_checkpoint import build_tiny_image_checkpoint, is_outdated
+
+    if is_outdated(folder) or not (folder / "model_index.json").is_file():
+        _refuse_foreign(folder)
+        build_tiny_image_checkpoint(folder)
+    return folder
+
+
+def _downloaded(flavour: Flavour, repo_id: str, folder: Path, callbacks: Callbacks) -> Path:
+    from .download import download
+
+    _refuse_foreign(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    download(repo_id, partial, callbacks)
+    partial.replace(folder)
+    return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A folder of that name without a model in it is someone's work, or a copy under way: never overwritten."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{folder} exists but has no model_index.json, so it is no diffusers folder. Complete it, or move it away"
+            " so that it can be made anew."
+        )
+
+
+def _check_pipeline(folder: Path, config: ModelConfig) -> None:
+    wanted = PIPELINES[config.model_flavour]
+    index = folder / "model_index.json"
+    found = _class_name(read_json(index)) if index.is_file() else None
+    if found == wanted:
+        return
+    there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
+    source = FLAVOURS[config.model_flavour].repo_id or FLAVOURS["edit"].repo_id
+    raise ModelError(
+        f"{folder} holds {there}; model_family {config.model_family}, flavour {config.model_flavour} needs a diffusers"
+        f" folder of a {wanted}, such as {source}. Choose that folder, or the family and flavour of this one."
+    )
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder that is no diffusers folder: the classes its config.json files name, else its entries."""
+    classes = set()
+    for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")})[:20]:
+        try:
+            classes.add(f"{_class_name(read_json(path))} in {path.relative_to(folder)}")
+        except ModelError:
+            continue
+    names = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
+    return ", ".join(sorted(classes)) or ", ".join(names) or "nothing"
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """diffusers writes `_class_name`, transformers a list `architectures`."""
+    architectures = config.get("architectures")
+    name = config.get("_class_name") or (
+        architectures[0] if isinstance(architectures, list) and architectures else None
+    )
+    return str(name or config.get("model_type") or "model of no known class")
+
+
+def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    text = configs["text_encoder"]
+    # transformers 4 wrote the language model's settings at the top of Qwen2.5-VL's config, 5 writes them apart.
+    text_width = (text.get("text_config") or text).get("hidden_size", text.get("hidden_size"))
+    joint_width = configs["transformer"].get("joint_attention_dim")
+    if text_width != joint_width:
+        raise ModelError(
+            f"{folder}: the text encoder is {text_width} wide, the transformer takes {joint_width}. These parts are of"
+            " different models: copy or download the folder again."
+        )
+    latent_channels = configs["vae"].get("latent_channels")
+    in_channels = configs["transformer"].get("in_channels")
+    # The transformer sees 2 x 2 latent pixels as one token.
+    if not isinstance(latent_channels, int) or in_channels != 4 * latent_channels:
+        raise ModelError(
+            f"{folder}: the VAE has {latent_channels} latent channels, the transformer takes {in_channels} (four times"
+            " as many are needed). These parts are of different models: copy or download the folder again."
+        )
