@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..config import ModelConfig
+from ..errors import DataError
 from ..files import sha256_of_file
 from ..loop.events import Callbacks
 from .store import tracked
@@ -72,10 +73,17 @@ def hash_pictures(paths: Sequence[Path], callbacks: Callbacks) -> dict[Path, str
 
     Raises:
         StoppedByUserError: `callbacks.should_stop()`.
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     unique = list(dict.fromkeys(paths))
-    return {path: sha256_of_file(path) for path in tracked(unique, "hashing pictures", callbacks)}
+    return {path: _hash_of(path) for path in tracked(unique, "hashing pictures", callbacks)}
+
+
+def _hash_of(picture: Path) -> str:
+    try:
+        return sha256_of_file(picture)
+    except OSError as error:
+        raise DataError(f"{picture} cannot be read: {error}. Put it back, or remove its pair.") from error
 
 
 def _size_text(size: tuple[int, int]) -> str:

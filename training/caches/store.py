@@ -140,7 +140,7 @@ def check_folders(dataset: TrainingSet, folders: Mapping[str, Path]) -> None:
             if real.is_relative_to(data):
                 raise ConfigError(
                     f"{setting} is {real}, which lies in the data folder {data}; nothing is ever written among your"
-                    " pictures. Choose a folder outside it."
+                    " pictures. Choose a folder outside it, or give the pictures a folder of their own."
                 )
         if real.exists() and not real.is_dir():
             raise ConfigError(f"{setting} is {real}, which is a file. Choose a folder.")

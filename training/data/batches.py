@@ -5,7 +5,6 @@ Legend of shapes: B batch, C channels, h w latent height and width, L text token
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,6 @@ from ..files import sha256_of_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-KEPT_BYTES = 2**30
-"""What a `BatchLoader` keeps in memory: some 80 samples of the released model at 768 px (latents 0.6 MB each,
-embeddings 6 MB each); beyond that the system's own file cache serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,59 +85,37 @@ class BatchOrder:
         return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-class BatchLoader:
-    """Loads batches and keeps the tensors read last in memory, up to `kept_bytes`."""
-
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self._kept_bytes = kept_bytes
-        self._used_bytes = 0
-        self._tensors: OrderedDict[Path, Tensor] = OrderedDict()
-
-    def load(self, records: Sequence[CachedRecord]) -> Batch:
-        """See `load_batch`."""
-        references = zip(*(record.ref_latents for record in records), strict=True)
-        return Batch(
-            latents=self._stack([record.latents for record in records], load_latents),
-            ref_latents=tuple(self._stack(paths, load_latents) for paths in references),
-            prompt_embeds=self._stack(_text_paths(records, "prompt_embeds"), load_prompt_embeds),
-            empty_prompt_embeds=self._stack(_text_paths(records, "empty_prompt_embeds"), load_prompt_embeds),
-            bucket=records[0].record.bucket,
-            names=tuple(record.record.name for record in records),
-        )
-
-    def _stack(self, paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:
-        """[1, ...] of each file -> [B, ...]; never pads, because padding would be seen by the model."""
-        import torch
-
-        tensors = [self._tensor(path, load) for path in paths]
-        for path, tensor in zip(paths, tensors, strict=True):
-            if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
-                raise CacheError(
-                    f"Two cache files of one batch do not fit together: {paths[0]} is {_described(tensors[0])},"
-                    f" {path} is {_described(tensor)}. Run CacheVAELatents and LongCatCacheText again with one model"
-                    " for all of them, or train with train_batch_size 1."
-                )
-        return torch.cat(tensors)
-
-    def _tensor(self, path: Path, load: Callable[[Path], Tensor]) -> Tensor:
-        tensor = self._tensors.pop(path, None)
-        if tensor is None:
-            # The clone is memory of our own: what the file's mapping holds could go with the file.
-            tensor = load(path).clone()
-            self._used_bytes += tensor.nbytes
-        self._tensors[path] = tensor
-        while self._used_bytes > self._kept_bytes and self._tensors:
-            self._used_bytes -= self._tensors.popitem(last=False)[1].nbytes
-        return tensor
-
-
 def load_batch(records: Sequence[CachedRecord]) -> Batch:
     """Reads the tensors of `records`, one or more of one bucket, from their cache files.
 
     Raises:
         CacheError: a file is missing or damaged, tensors of unequal shape, or the text stage has not run.
     """
-    return BatchLoader(kept_bytes=0).load(records)
+    references = zip(*(record.ref_latents for record in records), strict=True)
+    return Batch(
+        latents=_stack([record.latents for record in records], load_latents),
+        ref_latents=tuple(_stack(paths, load_latents) for paths in references),
+        prompt_embeds=_stack(_text_paths(records, "prompt_embeds"), load_prompt_embeds),
+        empty_prompt_embeds=_stack(_text_paths(records, "empty_prompt_embeds"), load_prompt_embeds),
+        bucket=records[0].record.bucket,
+        names=tuple(record.record.name for record in records),
+    )
+
+
+def _stack(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:
+    """[1, ...] of each file -> [B, ...]; never pads, because the model would see the padding."""
+    import torch
+
+    tensors = [load(path) for path in paths]
+    for path, tensor in zip(paths, tensors, strict=True):
+        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
+            raise CacheError(
+                f"Two cache files of one batch do not fit together: {paths[0]} is {_described(tensors[0])},"
+                f" {path} is {_described(tensor)}. Run CacheVAELatents and LongCatCacheText again with one model"
+                " for all of them, or train with train_batch_size 1."
+            )
+    # Copies even a single tensor: the files' mappings may change or go, the batch does not.
+    return torch.cat(tensors)
 
 
 def _text_paths(records: Sequence[CachedRecord], field: str) -> list[Path]:
