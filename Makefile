@@ -49,7 +49,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --quiet -s -o python_files='bench_*.py'
 
 workflows: $(INSTALLED)
-	$(BIN)/python -m comfyui_longcat.nodes.graph.write_workflows
+	$(BIN)/python -m comfyui_longcat.nodes.graph.catalogue
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output

@@ -12,7 +12,7 @@ const FIRST_SIZE = { width: 320, height: 150 };
 
 // In a style element of the chart's own shadow root, so that no rule leaves or enters it.
 const STYLE = `
-  :host { display: flex; flex-direction: column; }
+  :host { display: flex; flex-direction: column; min-height: 170px; }
   svg { flex: 1 1 0; min-height: 0; width: 100%; display: block; }
   text { font: 10px sans-serif; fill: var(--descrip-text, #999); }
   .grid { stroke: var(--border-color, #4e4e4e); stroke-width: 1; opacity: 0.5; }
@@ -92,7 +92,7 @@ function scales(points, width, height) {
 }
 
 function lossAxis(document, scale, width, height) {
-  return ticks(...scale.losses, height / 36).flatMap((value) => {
+  return ticks(...scale.losses, Math.max(3, height / 36)).flatMap((value) => {
     const y = scale.y(value);
     const label = shape(document, "text", { x: MARGIN.left - 5, y: y + 3, "text-anchor": "end" });
     label.textContent = formatLoss(value);

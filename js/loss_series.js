@@ -116,16 +116,16 @@ export function formatDuration(seconds) {
   return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
-/** The line of text below the chart. */
+/** The line of text below the chart; what matters least comes last, where a narrow node cuts it off. */
 export function statusLine(series) {
   const { last, state, message } = series;
   const parts = [];
   if (state !== "running" && state !== "waiting") parts.push(state);
-  if (last) {
-    parts.push(`step ${last.step}/${last.total}`, `loss ${formatLoss(last.loss)}`);
-    if (state === "running") parts.push(`lr ${last.learning_rate.toExponential(1)}`, `${last.seconds.toFixed(2)} s/step`);
+  if (last) parts.push(`step ${last.step}/${last.total}`, `loss ${formatLoss(last.loss)}`);
+  if (last && state === "running") {
     const left = (last.total - last.step) * last.seconds;
-    if (state === "running" && left > 0) parts.push(`${formatDuration(left)} left`);
+    if (left > 0) parts.push(`${formatDuration(left)} left`);
+    parts.push(`${last.seconds.toFixed(2)} s/step`, `lr ${last.learning_rate.toExponential(1)}`);
   }
   if (message) parts.push(message);
   return parts.join(" | ");

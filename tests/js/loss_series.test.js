@@ -88,7 +88,7 @@ test("the line below tells step, loss, speed, what is left, and what went wrong"
   const series = new LossSeries("run");
   assert.equal(statusLine(series), "");
   series.add(report(120, 0.42134, { total: 300 }));
-  assert.equal(statusLine(series), "step 120/300 | loss 0.4213 | lr 5.0e-5 | 2.00 s/step | 6 min left");
+  assert.equal(statusLine(series), "step 120/300 | loss 0.4213 | 6 min left | 2.00 s/step | lr 5.0e-5");
   series.announce({ state: "failed", step: 120, message: "The loss became NaN." });
   assert.equal(statusLine(series), "failed | step 120/300 | loss 0.4213 | The loss became NaN.");
   series.announce({ state: "finished", step: 300, message: "" });
