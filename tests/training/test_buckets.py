@@ -1,0 +1,55 @@
+"""Aspect buckets: the official table at 1024 px, nearest aspect, never over the area."""
+
+import pytest
+from comfyui_longcat.training.data.buckets import LARGEST_ASPECT, bucket_for, buckets
+
+# meituan-longcat/LongCat-Image: longcat_image/dataset/data_utils.py; it has the turned twins too, but for 1344x704.
+OFFICIAL = {
+    *((704, 1408), (704, 1344), (768, 1344), (768, 1280), (832, 1216), (832, 1152), (896, 1152), (896, 1088)),
+    *((960, 1088), (960, 1024), (1024, 1024)),
+}
+
+
+def test_1024_px_gives_the_official_buckets():
+    assert set(buckets(1024)) == OFFICIAL | {(height, width) for width, height in OFFICIAL}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resolution", "expected"),
+    [
+        (500, 500, 768, (768, 768)),
+        (4000, 4000, 1024, (1024, 1024)),
+        (64, 64, 64, (64, 64)),
+        (4000, 3000, 1024, (1152, 896)),
+        (3000, 4000, 1024, (896, 1152)),
+        (1920, 1080, 1024, (1344, 768)),
+        (1920, 1080, 768, (1024, 576)),
+        (2000, 1000, 1024, (1408, 704)),
+        (600, 400, 64, (64, 64)),
+        (640, 640, 480, (448, 448)),
+        (101, 100, 768, (768, 768)),
+    ],
+)
+def test_bucket_of_a_picture(width, height, resolution, expected):
+    assert bucket_for(width, height, resolution, 64) == expected
+
+
+@pytest.mark.parametrize("resolution", [64, 96, 256, 480, 512, 768, 1024, 1536])
+@pytest.mark.parametrize("alignment", [64, 128])
+def test_every_bucket_keeps_grid_area_and_aspect(resolution, alignment):
+    found = buckets(resolution, alignment)
+    for width, height in found:
+        assert width % alignment == height % alignment == 0 and min(width, height) >= alignment
+        assert width * height <= max(resolution, alignment) ** 2
+        assert max(width, height) <= LARGEST_ASPECT * min(width, height)
+        assert (height, width) in found
+
+
+def test_portrait_is_the_turned_landscape():
+    for width, height in ((3, 2), (5, 4), (16, 9), (7, 5), (21, 9)):
+        assert bucket_for(height, width, 768) == bucket_for(width, height, 768)[::-1]
+
+
+def test_very_long_pictures_are_clamped():
+    assert bucket_for(10_000, 10, 1024) == (1408, 704)
+    assert bucket_for(10, 10_000, 1024) == (704, 1408)
