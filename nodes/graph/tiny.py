@@ -1,0 +1,114 @@
+"""The tiny twin of a workflow: same nodes and links, but a model of a few megabytes, small pictures and few steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from ...training.errors import LongCatError
+from .catalogue import node_classes
+from .signature import is_link, signature_of
+
+TINY_SIDE = 64
+"""Px, the side the tiny twins are made for."""
+
+LONGEST_PROMPT = 60
+"""Characters; the twins' tokenizer knows few merges, so a long prompt would not fit its slots."""
+
+AT_MOST: dict[tuple[str, str], int] = {
+    ("LongCatDataset", "resolution"): TINY_SIDE,
+    ("LongCatDataset", "aspect_bucket_alignment"): TINY_SIDE,
+    ("LongCatValidation", "validation_steps"): 4,
+    ("LongCatValidation", "validation_num_inference_steps"): 4,
+    ("LongCatTrainingOptions", "gradient_accumulation_steps"): 2,
+    ("LongCatTrainingOptions", "lr_warmup_steps"): 2,
+    ("LongCatTrainingOptions", "checkpoint_step_interval"): 4,
+    ("TrainLoRA", "max_train_steps"): 8,
+    ("LongCatSampleEdit", "num_inference_steps"): 4,
+}
+"""Numbers that are brought down; smaller ones stay as they are."""
+
+EXACTLY: dict[tuple[str, str], Any] = {
+    ("LoadLongCat", "pretrained_model_name_or_path"): "auto",
+    # A LoRA of the real model fits no module of the twin.
+    ("LongCatLoadLoRA", "lora_name"): "none",
+    ("LongCatValidation", "validation_resolution"): f"{TINY_SIDE}x{TINY_SIDE}",
+    ("EncodeEditPrompt", "width"): TINY_SIDE,
+    ("EncodeEditPrompt", "height"): TINY_SIDE,
+    ("LongCatSampleEdit", "width"): TINY_SIDE,
+    ("LongCatSampleEdit", "height"): TINY_SIDE,
+}
+
+PROMPTS = {
+    ("EncodeEditPrompt", "prompt"),
+    ("EncodeEditPrompt", "negative_prompt"),
+    ("LongCatValidation", "validation_prompt"),
+}
+
+
+def tiny_value(class_type: str, name: str, value: Any, quantised: bool) -> Any:
+    """What `value` of this widget becomes.
+
+    Args:
+        quantised: whether a quantised precision is kept; else it becomes bf16.
+    """
+    key = (class_type, name)
+    if key in AT_MOST:
+        return min(value, AT_MOST[key])
+    if key in EXACTLY:
+        return EXACTLY[key]
+    if key in PROMPTS:
+        return "\n".join(line[:LONGEST_PROMPT] for line in value.splitlines())
+    if key == ("LoadLongCat", "model_flavour"):
+        return value if value.startswith("tiny") else f"tiny-{value}"
+    if key == ("LoadLongCat", "base_model_precision"):
+        return value if quantised or value in ("bf16", "fp32") else "bf16"
+    if key == ("LoadLongCat", "text_encoder_1_precision"):
+        return value if quantised else "no_change"
+    if key == ("TrainLoRA", "run_name"):
+        # A name of its own: a rehearsal must not stand in the way of the real run.
+        return value if value.endswith("-tiny") else f"{value}-tiny"
+    return value
+
+
+def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dict[str, Any]:
+    """A copy of an API graph or of a UI workflow that runs in seconds on any machine.
+
+    Args:
+        quantised: whether to keep int8-quanto; None: if optimum-quanto is installed here. (Say False for a server,
+            whose packages are not known.)
+    """
+    if quantised is None:
+        quantised = _can_quantise()
+    tiny = copy.deepcopy(dict(workflow))
+    if isinstance(tiny.get("nodes"), list):
+        for node in tiny["nodes"]:
+            _shrink_ui_node(node, quantised)
+        return tiny
+    for node in tiny.values():
+        for name, value in node["inputs"].items():
+            if not is_link(value):
+                node["inputs"][name] = tiny_value(node["class_type"], name, value, quantised)
+    return tiny
+
+
+def _shrink_ui_node(node: dict[str, Any], quantised: bool) -> None:
+    node_class = node_classes().get(node["type"])
+    values = node.get("widgets_values")
+    if node_class is None or not isinstance(values, list):
+        return
+    slots = signature_of(node_class).widget_slots()
+    for position, (name, _) in enumerate(slots[: len(values)]):
+        if name:
+            values[position] = tiny_value(node["type"], name, values[position], quantised)
+
+
+def _can_quantise() -> bool:
+    from ...training.quantisation import ensure_available
+
+    try:
+        ensure_available("int8-quanto")
+    except LongCatError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""`longcat`: run a workflow, see the demo, look at the installation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...training.errors import LongCatError, StoppedByUserError
+from ..graph.override import apply_settings
+from ..graph.runner import NodeEvent, NodeReported, read_graph, run_graph
+from ..graph.samples import draw_missing_samples
+from ..graph.tiny import make_tiny
+from ..host import use_host
+from .host import DEFAULT_HOME, StopFlag, TerminalHost, say
+
+EXIT_ERROR = 1
+EXIT_STOPPED = 130
+"""128 + SIGINT, as shells have it."""
+
+REPORT_LINES = 12
+"""Longer texts of nodes are cut: a cache report has a line per picture."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 1 after an error, 130 when stopped by Ctrl-C."""
+    args = _parser().parse_args(arguments)
+    stop = StopFlag()
+    try:
+        with stop.on_signals():
+            return args.command(args, stop)
+    except StoppedByUserError as error:
+        _complain(f"{error}\nStopped; everything so far is saved. The same command goes on from there.")
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        _complain("Ended at once. The last checkpoint is intact; the same command goes on from there.")
+        return EXIT_STOPPED
+    except (LongCatError, OSError) as error:
+        if args.debug:
+            raise
+        _complain(f"error: {error}")
+        return EXIT_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="longcat", description="Train LongCat LoRAs and sample with them.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    home = argparse.ArgumentParser(add_help=False)
+    home.add_argument(
+        "--base-directory",
+        type=Path,
+        default=Path(DEFAULT_HOME),
+        metavar="DIR",
+        help="holds input/, output/ and models/ (default: ./%(default)s)",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", parents=[common, home], help="run a workflow in API format")
+    run.add_argument("workflow", type=Path, help="e.g. workflows/api/longcat_image_edit_train.json")
+    run.add_argument("--tiny", action="store_true", help="try it out in seconds: tiny model, small sizes, few steps")
+    run.add_argument("--server", metavar="URL", help="send it to a running ComfyUI, e.g. http://127.0.0.1:8188")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.input=value",
+        help="change an input; NODE is an id, a title or a class, e.g. TrainLoRA.lora_rank=8 (may be repeated)",
+    )
+    run.set_defaults(command=_run)
+
+    demo = commands.add_parser("demo", parents=[common], help="teach a tiny model an edit, and see before and after")
+    demo.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: ./%(default)s")
+    demo.set_defaults(command=_demo)
+
+    doctor = commands.add_parser("doctor", parents=[common, home], help="look at the installation")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _run(args: argparse.Namespace, stop: StopFlag) -> int:
+    from ..graph.catalogue import node_classes
+
+    host = TerminalHost(args.base_directory, stop=stop)
+    with use_host(host):
+        graph: dict[str, Any] = read_graph(args.workflow)
+        if args.tiny:
+            graph = make_tiny(graph, quantised=False if args.server else None)
+        # After --tiny, so that what the user asks for wins.
+        graph = apply_settings(graph, args.set, node_classes())
+    if args.server:
+        return _run_on_server(args.server, graph, host)
+    for path in draw_missing_samples(graph, host.input_dir()):
+        say(f"drew the sample picture {path}")
+    outputs = run_graph(graph, host, show_node, stop.is_set)
+    remember_loras(outputs, host)
+    _list_files(host.files)
+    return 0
+
+
+def _run_on_server(url: str, graph: dict[str, Any], host: TerminalHost) -> int:
+    import asyncio
+
+    from .server import run_on_server
+
+    lines = asyncio.run(run_on_server(url, graph, host))
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _demo(args: argparse.Namespace, stop: StopFlag) -> int:
+    from .demo import run_demo
+
+    host = TerminalHost(args.output, device="cpu", stop=stop)
+    _list_files(run_demo(host))
+    return 0
+
+
+def _doctor(args: argparse.Namespace, stop: StopFlag) -> int:
+    from .doctor import report
+
+    lines, ready = report(TerminalHost(args.base_directory))
+    for line in lines:
+        print(line)
+    return 0 if ready else EXIT_ERROR
+
+
+def show_node(event: NodeEvent) -> None:
+    """One line when a node begins, and the texts it gives."""
+    if isinstance(event, NodeReported):
+        lines = event.text.splitlines()
+        cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
+        for line in (*lines[:REPORT_LINES], *cut):
+            say(f"    {line}")
+    else:
+        say(f"[{event.number}/{event.total}] {event.label}")
+
+
+def remember_loras(outputs: dict[str, tuple], host: TerminalHost) -> None:
+    """Adds each trained LoRA to the files of the run, also one that a finished run returned at once."""
+    from ..types import TrainedLora
+
+    for values in outputs.values():
+        for value in values:
+            if isinstance(value, TrainedLora):
+                host.wrote(value.path)
+
+
+def _list_files(files: Sequence[Path]) -> None:
+    if files:
+        print("Wrote:")
+    for path in files:
+        print(f"  {path}")
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,246 @@
+"""The nodes' host when there is no ComfyUI: folders below one home, progress on the terminal, Ctrl-C as stop button."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...training.loop.events import (
+    Callbacks,
+    CheckpointSaved,
+    Event,
+    RunFinished,
+    RunStarted,
+    SamplesReady,
+    StageProgress,
+    StepReport,
+    WarningRaised,
+)
+from ...training.paths import AllowedRoots
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+DEFAULT_HOME = "longcat-home"
+
+STEP_LINES = 50
+"""About this many step lines are written per run; the bar shows every step."""
+
+
+SECONDS_BETWEEN_LOG_BARS = 10.0
+"""In a log file a bar is a new line each time it is drawn."""
+
+
+class StopFlag:
+    """Set by the first Ctrl-C (or SIGTERM); the second one ends the program at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listens to SIGINT and SIGTERM inside the block. Only the main thread may; elsewhere nothing is changed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: Any) -> None:
+            self.set()
+            for kind in before:
+                signal.signal(kind, signal.SIG_DFL)
+            say("Stopping: the running step ends and is saved. Press Ctrl-C again to end at once.")
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class TerminalHost:
+    """Fulfils `nodes.host.Host`, and the `Folders` that the core nodes need.
+
+    Args:
+        home: input/, output/ and models/ lie below it; created when something is written.
+        device: a torch device name; None: cuda, else mps, else cpu.
+        stop: asked between steps and nodes.
+    """
+
+    def __init__(self, home: Path, device: str | None = None, stop: StopFlag | None = None) -> None:
+        self.home = home.expanduser().resolve()
+        self.stop = stop or StopFlag()
+        self.files: list[Path] = []
+        """What was written for the user, in order."""
+        self._device = device
+
+    def device(self) -> torch.device:
+        import torch
+
+        if self._device is not None:
+            return torch.device(self._device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    def input_dir(self) -> Path:
+        return self.home / "input"
+
+    def output_dir(self) -> Path:
+        return self.home / "output"
+
+    def data_roots(self) -> AllowedRoots:
+        # The working folder comes second: on a terminal a relative path usually means that.
+        return AllowedRoots(bases=(self.input_dir(), Path.cwd()))
+
+    def model_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=(*self.models_dirs(), Path.cwd()))
+
+    def models_dirs(self) -> tuple[Path, ...]:
+        return (self.home / "models" / "longcat",)
+
+    def lora_dirs(self) -> tuple[Path, ...]:
+        return (self.home / "models" / "loras",)
+
+    def lora_names(self) -> list[str]:
+        folder = self.lora_dirs()[0]
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+    def runs_dir(self) -> Path:
+        return self.output_dir() / "longcat"
+
+    def cache_dir(self) -> Path:
+        return self.output_dir() / "longcat-cache"
+
+    def wrote(self, path: Path) -> None:
+        """Remembers a file for the list at the end."""
+        if path not in self.files:
+            self.files.append(path)
+
+    def callbacks(self, node_id: str | None) -> Callbacks:
+        return TerminalCallbacks(self)
+
+    def preview(self, latents: Tensor) -> Image | None:
+        """Nobody looks at a picture here."""
+        return None
+
+    @contextlib.contextmanager
+    def heavy_work(self) -> Iterator[None]:
+        """Normal tensors, no gradients (the trainer switches them on); memory is given back at the end."""
+        import torch
+
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            elif torch.backends.mps.is_available():
+                torch.mps.empty_cache()
+
+
+class Bar:
+    """One progress bar at a time on stderr; another stage takes its place."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._shown: tuple[str, int] | None = None
+
+    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Item `done` of `total`; the bar closes itself at the last one."""
+        from tqdm import tqdm
+
+        if self._shown != (stage, total):
+            self.close()
+            self._shown = (stage, total)
+            self._bar = tqdm(
+                desc=stage,
+                total=total,
+                initial=max(0, done - 1),
+                file=sys.stderr,
+                dynamic_ncols=True,
+                leave=total > 1,
+                mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_BARS,
+            )
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._shown = None
+
+
+class TerminalCallbacks:
+    """Events as a progress bar and lines above it."""
+
+    def __init__(self, host: TerminalHost) -> None:
+        self.host = host
+        self.bar = Bar()
+
+    def should_stop(self) -> bool:
+        return self.host.stop.is_set()
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StageProgress):
+            self.bar.show(event.stage, event.done, event.total)
+        elif isinstance(event, StepReport):
+            if event.step % max(1, event.total_steps // STEP_LINES) == 0 or event.step == 1:
+                say(step_line(event))
+            self.bar.show("training", event.step, event.total_steps, f"loss {event.loss:.4f}")
+        elif isinstance(event, SamplesReady):
+            for path in event.paths:
+                self.host.wrote(path)
+            say(f"samples at step {event.step}: {', '.join(str(path) for path in event.paths)}")
+        elif isinstance(event, RunFinished):
+            self.host.wrote(event.lora)
+            say(f"finished at step {event.step}: {event.lora}")
+        else:
+            say(_other_line(event))
+
+
+def step_line(report: StepReport) -> str:
+    """One training step in fixed order and widths, with units."""
+    width, height = report.bucket
+    return (
+        f"step {report.step:05d}/{report.total_steps:05d} | loss {report.loss:.4f} | grad {report.grad_norm:.2f}"
+        f" | lr {report.learning_rate:.1e} | {report.seconds:.2f} s | bucket {width}x{height}"
+    )
+
+
+def say(line: str) -> None:
+    """A line on stderr, above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def _other_line(event: RunStarted | CheckpointSaved | WarningRaised) -> str:
+    if isinstance(event, RunStarted):
+        how = f"goes on at step {event.first_step}" if event.resumed else f"starts at step {event.first_step}"
+        return f"run {event.run} {how} of {event.total_steps}: {event.folder}"
+    if isinstance(event, CheckpointSaved):
+        return f"checkpoint at step {event.step}: {event.folder}"
+    if isinstance(event, WarningRaised):
+        return f"warning: {event.message}"
+    raise TypeError(f"unknown event {event!r}")
