@@ -6,11 +6,9 @@ Legend: B batch, C channels, h w latent height and width (pixels / 8), H W pixel
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PIXELS_PER_TOKEN, SampleConfig
@@ -127,15 +125,16 @@ def sample_edit(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
+    from ..models.checkpoint_files import read_json
     from ..models.components import open_transformer, open_vae
     from ..models.latents import denormalise
     from ..models.source import resolve_folder
     from .image import initial_noise, sample_image
 
     folder = resolve_folder(handle, callbacks)
+    transformer_config, vae_config = (read_json(folder / name / "config.json") for name in ("transformer", "vae"))
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        _check_fit(name, conditioning, _read_config(folder, "transformer"))
-    vae_config = _read_config(folder, "vae")
+        _check_fit(name, conditioning, transformer_config)
     family = family_of(handle.config.model_family)
     noise = initial_noise(_latents_shape(config, positive.raw_ref_latents), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in (positive, negative))
@@ -195,10 +194,6 @@ def _check_fit(name: str, conditioning: EditConditioning, transformer: dict[str,
             f"{name} has reference latents of shape {list(shape)}; this model takes [1, {channels}, height, width]"
             " with even sides. Encode the reference with EncodeEditPrompt and the same model."
         )
-
-
-def _read_config(folder: Path, component: str) -> dict[str, Any]:
-    return json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
 
 
 def _stop_if_asked(callbacks: Callbacks) -> None:

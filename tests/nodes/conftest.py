@@ -1,0 +1,79 @@
+"""A host for node tests: folders below a temporary one, allowed roots as on a server, the CPU."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from comfyui_longcat.nodes.host import use_host
+from comfyui_longcat.training.loop.events import Event
+from comfyui_longcat.training.paths import AllowedRoots
+
+
+@dataclass
+class FolderHost:
+    """Fulfils `Host`; keeps the events, and stops after `stop_after` optimiser or sampling steps."""
+
+    home: Path
+    models: tuple[Path, ...]
+    events: list[Event] = field(default_factory=list)
+    stop_after: int | None = None
+    asked: int = 0
+
+    def device(self):
+        import torch
+
+        return torch.device("cpu")
+
+    def data_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=(self.home / "input",), roots=(self.home / "input", self.home / "output"))
+
+    def model_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=self.models, roots=self.models)
+
+    def models_dirs(self) -> tuple[Path, ...]:
+        return self.models
+
+    def lora_dirs(self) -> tuple[Path, ...]:
+        return (self.home / "loras",)
+
+    def lora_names(self) -> list[str]:
+        return sorted(path.name for path in (self.home / "loras").glob("*.safetensors"))
+
+    def runs_dir(self) -> Path:
+        return self.home / "output" / "longcat"
+
+    def cache_dir(self) -> Path:
+        return self.home / "output" / "longcat-cache"
+
+    def callbacks(self, node_id: str | None) -> "FolderHost":
+        return self
+
+    def preview(self, latents):
+        return None
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop_after is not None and self.asked > self.stop_after
+
+    @contextlib.contextmanager
+    def heavy_work(self) -> Iterator[None]:
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+
+
+@pytest.fixture
+def host(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[FolderHost]:
+    """Nodes run inside this host, in inference mode as ComfyUI runs them."""
+    import torch
+
+    (tmp_path / "input").mkdir()
+    host = FolderHost(home=tmp_path, models=(tiny_checkpoint.parent,))
+    with use_host(host), torch.inference_mode():
+        yield host

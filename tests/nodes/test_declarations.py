@@ -1,0 +1,132 @@
+"""What the nodes declare: complete, JSON, safe in the browser, and the same as the options in training/config.py."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+
+import pytest
+from comfyui_longcat.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from comfyui_longcat.nodes.types import widget
+from comfyui_longcat.training.config import (
+    DatasetConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    TrainingOptions,
+    ValidationConfig,
+)
+from comfyui_longcat.training.options import option_of
+
+CONFIGS = {
+    "LoadLongCat": ModelConfig,
+    "LongCatDataset": DatasetConfig,
+    "LongCatValidation": ValidationConfig,
+    "LongCatTrainingOptions": TrainingOptions,
+    "TrainLoRA": TrainConfig,
+    "LongCatSampleEdit": SampleConfig,
+}
+
+IDS = {
+    "LoadLongCat",
+    "LongCatLoadLoRA",
+    "LongCatDataset",
+    "PairDatasets",
+    "CacheVAELatents",
+    "LongCatCacheText",
+    "LongCatValidation",
+    "LongCatTrainingOptions",
+    "TrainLoRA",
+    "EncodeEditPrompt",
+    "LongCatSampleEdit",
+}
+
+
+def inputs_of(node: type) -> dict[str, tuple]:
+    declared = node.INPUT_TYPES()
+    return {**declared["required"], **declared.get("optional", {})}
+
+
+def test_ids_stay_what_saved_workflows_hold() -> None:
+    assert set(NODE_CLASS_MAPPINGS) == IDS
+    assert set(NODE_DISPLAY_NAME_MAPPINGS) == IDS
+
+
+@pytest.mark.parametrize("node_id", sorted(IDS))
+def test_every_input_and_output_is_explained(node_id: str) -> None:
+    node = NODE_CLASS_MAPPINGS[node_id]
+    assert node.DESCRIPTION
+    assert node.CATEGORY.startswith("LongCat/")
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
+    assert all(node.OUTPUT_TOOLTIPS)
+    for name, (_, settings) in inputs_of(node).items():
+        assert settings["tooltip"], name
+
+
+@pytest.mark.parametrize("node_id", sorted(IDS))
+def test_function_takes_exactly_the_declared_inputs(node_id: str) -> None:
+    node = NODE_CLASS_MAPPINGS[node_id]
+    declared = node.INPUT_TYPES()
+    parameters = dict(inspect.signature(getattr(node, node.FUNCTION)).parameters)
+    del parameters["self"]
+    assert set(parameters) == set(inputs_of(node)) | set(declared.get("hidden", {}))
+    for name in (*declared.get("optional", {}), *declared.get("hidden", {})):
+        assert parameters[name].default is not inspect.Parameter.empty, f"{name} may be left out by ComfyUI"
+
+
+@pytest.mark.parametrize("node_id", sorted(IDS))
+def test_body_is_short(node_id: str) -> None:
+    node = NODE_CLASS_MAPPINGS[node_id]
+    source = textwrap.dedent(inspect.getsource(getattr(node, node.FUNCTION)))
+    body = ast.parse(source).body[0].body
+    assert body[-1].end_lineno - body[0].lineno + 1 <= 25
+
+
+@pytest.mark.parametrize("node_id", sorted(IDS))
+def test_widgets_are_safe_in_the_browser(node_id: str) -> None:
+    for name, (kind, settings) in inputs_of(NODE_CLASS_MAPPINGS[node_id]).items():
+        json.dumps(settings, allow_nan=False)
+        if kind in ("INT", "FLOAT"):
+            assert settings["min"] <= settings["default"] <= settings["max"], name
+            assert settings["step"] > 0, name
+        if kind == "FLOAT" and 0 < abs(settings["default"]) < 1:
+            assert settings["step"] <= settings["default"], f"the browser would show {name} as 0"
+        if kind == "STRING":
+            assert settings["dynamicPrompts"] is False, name
+        if isinstance(kind, list):
+            assert settings["default"] in kind, name
+        if kind == "INT" and name.endswith("seed"):
+            assert settings["control_after_generate"] is False, f"{name} would change by itself"
+
+
+@pytest.mark.parametrize("node_id", sorted(CONFIGS))
+def test_defaults_and_ranges_come_from_the_options(node_id: str) -> None:
+    config, inputs = CONFIGS[node_id], inputs_of(NODE_CLASS_MAPPINGS[node_id])
+    options = {
+        field.name for field in dataclasses.fields(config) if "option" in field.metadata and field.name in inputs
+    }
+    assert len(options) >= 5
+    for name in options:
+        kind, settings = inputs[name]
+        declared = option_of(config, name)
+        assert settings["default"] == getattr(config, name)
+        if declared.choices:
+            assert kind == list(declared.choices)
+        if declared.high is not None:
+            assert (settings["min"], settings["max"]) == (declared.low, declared.high)
+
+
+@pytest.mark.parametrize("node_id", ["LongCatValidation", "LongCatTrainingOptions"])
+def test_settings_nodes_offer_every_option(node_id: str) -> None:
+    names = {field.name for field in dataclasses.fields(CONFIGS[node_id]) if "option" in field.metadata}
+    assert names == set(NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"])
+
+
+def test_widget_of_an_unknown_field_is_refused() -> None:
+    with pytest.raises(KeyError, match="no field learning_rat"):
+        widget(TrainConfig, "learning_rat")
+
+
+def test_only_training_may_end_a_graph() -> None:
+    assert {name for name, node in NODE_CLASS_MAPPINGS.items() if getattr(node, "OUTPUT_NODE", False)} == {"TrainLoRA"}
