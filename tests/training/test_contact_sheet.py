@@ -47,7 +47,7 @@ def test_shows_the_crop_of_the_bucket(dataset):
     wide.paste("lime", (100, 0, 200, 100))
     wide.save(dataset.records[0].target)
     top = contact_sheet(dataset, limit=1).height - CELL - MARGIN
-    target = (2 * MARGIN + CELL + 8, top, 2 * MARGIN + 2 * CELL - 8, top + CELL)
+    target = (2 * MARGIN + CELL + 24, top, 2 * MARGIN + 2 * CELL - 24, top + CELL)
     assert (np.array(contact_sheet(dataset, limit=1).crop(target)) == (0, 255, 0)).all()
 
 

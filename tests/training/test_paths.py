@@ -1,0 +1,100 @@
+"""Containment: a workflow reaches the allowed folders and nothing else, by whatever spelling."""
+
+from pathlib import Path
+
+import pytest
+from comfyui_longcat.training.errors import PathError
+from comfyui_longcat.training.paths import AllowedRoots
+
+
+@pytest.fixture
+def places(tmp_path):
+    for folder in ("input/pictures", "extra/more", "secret/keys", "input-evil"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def allowed(places):
+    return AllowedRoots(bases=(places / "input", places / "datasets"), roots=(places / "input", places / "extra"))
+
+
+def test_folders_inside_are_found(allowed, places):
+    inside = (places / "input" / "pictures").resolve()
+    for text in ("pictures", "./pictures/", " pictures ", "../input/pictures", str(places / "input" / "pictures")):
+        assert allowed.resolve_folder(text, "folder") == inside
+    assert allowed.resolve_folder(str(places / "extra" / "more"), "folder") == (places / "extra" / "more").resolve()
+
+
+@pytest.mark.parametrize(
+    "text", ["{root}/secret", "{root}/secret/keys", "../secret", "pictures/../../secret", "/", ".."]
+)
+def test_folders_outside_are_refused(allowed, places, text):
+    text = text.format(root=places)
+    for resolve in (allowed.resolve_folder, allowed.resolve_new):
+        with pytest.raises(PathError, match="LongCatDataset.folder is .* outside the allowed folders"):
+            resolve(text, "LongCatDataset.folder")
+
+
+def test_a_root_s_name_as_prefix_is_not_inside(allowed, places):
+    with pytest.raises(PathError, match="outside the allowed folders"):
+        allowed.resolve_folder(str(places / "input-evil"), "folder")
+
+
+def test_links_are_followed_before_the_check(allowed, places):
+    (places / "input" / "way-out").symlink_to(places / "secret")
+    (places / "secret" / "way-in").symlink_to(places / "input" / "pictures")
+    for text in ("way-out", "way-out/keys", "pictures/../way-out/keys"):
+        with pytest.raises(PathError, match="outside the allowed folders"):
+            allowed.resolve_folder(text, "folder")
+        with pytest.raises(PathError, match="outside the allowed folders"):
+            allowed.resolve_new(text + "/new", "folder")
+    inside = allowed.resolve_folder(str(places / "secret" / "way-in"), "folder")
+    assert inside == (places / "input" / "pictures").resolve()
+
+
+def test_a_link_that_is_a_root_itself_is_allowed(places):
+    (places / "linked").symlink_to(places / "extra")
+    allowed = AllowedRoots(bases=(places / "input",), roots=(places / "linked",))
+    assert allowed.resolve_folder(str(places / "linked" / "more"), "folder") == (places / "extra" / "more").resolve()
+
+
+def test_bases_are_searched_in_order(allowed, places):
+    (places / "datasets" / "late").mkdir(parents=True)
+    allowed = AllowedRoots(bases=allowed.bases, roots=(*allowed.roots, places / "datasets"))
+    assert allowed.resolve_folder("late", "folder") == (places / "datasets" / "late").resolve()
+    (places / "input" / "late").mkdir()
+    assert allowed.resolve_folder("late", "folder") == (places / "input" / "late").resolve()
+
+
+@pytest.mark.parametrize(("text", "complaint"), [("", "is empty"), ("  ", "is empty"), ("a\0b", "NUL character")])
+def test_texts_that_are_no_path(allowed, text, complaint):
+    for resolve in (allowed.resolve_folder, allowed.resolve_new):
+        with pytest.raises(PathError, match=complaint):
+            resolve(text, "folder")
+
+
+def test_missing_folders_and_files_name_where_was_looked(allowed, places):
+    (places / "input" / "file").write_text("", encoding="utf-8")
+    for text in ("gone", "file"):
+        with pytest.raises(PathError) as caught:
+            allowed.resolve_folder(text, "folder")
+        assert repr(text) in str(caught.value) and str(places / "input") in str(caught.value)
+
+
+def test_new_paths_lie_in_the_first_base(allowed, places):
+    assert allowed.resolve_new("vae/targets", "cache") == (places / "input" / "vae" / "targets").resolve()
+
+
+def test_home_is_not_expanded_where_paths_are_bounded(allowed, places, monkeypatch):
+    monkeypatch.setenv("HOME", str(places / "secret"))
+    assert allowed.resolve_new("~/keys", "folder") == (places / "input" / "~" / "keys").resolve()
+
+
+def test_the_terminal_has_no_bounds(places, monkeypatch):
+    monkeypatch.setenv("HOME", str(places / "secret"))
+    monkeypatch.setenv("USERPROFILE", str(places / "secret"))
+    free = AllowedRoots(bases=(places / "input",))
+    assert free.contains(Path("/"))
+    assert free.resolve_folder("../secret", "folder") == (places / "secret").resolve()
+    assert free.resolve_folder("~/keys", "folder") == (places / "secret" / "keys").resolve()
