@@ -39,8 +39,8 @@ function findNode(executionId) {
 function belongsTo(node, run) {
   if (node.inputs?.some((input) => input.name === "run_name" && input.link != null)) return true;
   const name = node.widgets?.find((widget) => widget.name === "run_name")?.value;
-  // A restarted run gets a number after its name.
-  return run === name || String(run).startsWith(`${name}-`);
+  // A run whose name was taken has a number after it.
+  return run === name || (String(run).startsWith(`${name}-`) && /^-\d+$/.test(run.slice(name.length)));
 }
 
 function show(node, series) {

@@ -154,12 +154,12 @@ LOAD_AS_COMFYUI = f"""
 import importlib.util, json, sys, time
 folder = {str(ROOT)!r}
 name = folder.replace(".", "_x_")
-start = time.perf_counter()
+start = time.process_time()  # of this process alone: a busy machine must not fail the test
 spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
 module = importlib.util.module_from_spec(spec)
 sys.modules[name] = module
 spec.loader.exec_module(module)
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 heavy = [name for name in {HEAVY_MODULES!r} if name in sys.modules]
 nodes = {{id: module.NODE_DISPLAY_NAME_MAPPINGS.get(id) for id in module.NODE_CLASS_MAPPINGS}}
 inputs = [kind.INPUT_TYPES() for kind in module.NODE_CLASS_MAPPINGS.values()]
@@ -184,7 +184,7 @@ def loaded() -> dict:
 def test_the_pack_loads_fast_and_light(loaded):
     assert not loaded["heavy"]
     assert not loaded["heavy_inputs"], "loaded by INPUT_TYPES"
-    print(f"import of the pack: {loaded['seconds'] * 1000:.0f} ms")
+    print(f"import of the pack: {loaded['seconds'] * 1000:.0f} ms of processor time")
     assert loaded["seconds"] < IMPORT_SECONDS
 
 
