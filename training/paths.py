@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ class AllowedRoots:
                 or no such folder.
         """
         for candidate in self._candidates(text, what):
-            if candidate.is_dir():
+            # Not Path.is_dir, which raises for names that are too long.
+            if os.path.isdir(candidate):
                 return candidate
         raise PathError(
             f"{what} is {text!r}; there is no such folder (looked in {self._shown()}). Create it, or correct the path."
@@ -51,7 +53,10 @@ class AllowedRoots:
         if "\0" in text:
             raise PathError(f"{what} holds a NUL character; give a folder inside {self._shown()}.")
         path = Path(text.strip()).expanduser() if self.roots is None else Path(text.strip())
-        candidates = [(base / path).resolve() for base in self.bases]
+        try:
+            candidates = [(base / path).resolve() for base in self.bases]
+        except (OSError, RuntimeError, ValueError) as error:  # a circle of links, or characters no file name can have
+            raise PathError(f"{what} is {text!r}, which is no usable path ({error}). Correct it.") from error
         allowed = [candidate for candidate in candidates if self.contains(candidate)]
         if not allowed:
             raise PathError(

@@ -82,6 +82,13 @@ def test_missing_folders_and_files_name_where_was_looked(allowed, places):
         assert repr(text) in str(caught.value) and str(places / "input") in str(caught.value)
 
 
+def test_paths_that_no_system_call_takes_are_refused_as_paths(allowed, places):
+    (places / "input" / "circle").symlink_to(places / "input" / "circle")
+    for text in ("x" * 300, "x/" * 3000, "circle", "circle/a", "\ud800"):
+        with pytest.raises(PathError, match="LongCatDataset.folder is"):
+            allowed.resolve_folder(text, "LongCatDataset.folder")
+
+
 def test_new_paths_lie_in_the_first_base(allowed, places):
     assert allowed.resolve_new("vae/targets", "cache") == (places / "input" / "vae" / "targets").resolve()
 
