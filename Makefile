@@ -46,7 +46,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest tests/benchmarks --quiet -s -o python_files='bench_*.py'
+	@for benchmark in tests/benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
 
 workflows: $(INSTALLED)
 	$(BIN)/python -m comfyui_longcat.nodes.graph.catalogue
