@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..files import replacing_folder
 from ..models.quiet import no_progress_bars
 from .tokenizer import byte_level_merges, token_ids, write_tokenizer
+from .vae import build_vae
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Raised whenever a build would give other files, so that twins of an older builder are built anew."""
 
 VERSION_FILE = "twin.json"
@@ -66,19 +67,6 @@ TRANSFORMER = {
     "axes_dims_rope": [4, 6, 6],
 }
 
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (8, 16, 16, 16),
-    "layers_per_block": 1,
-    # With 8 groups of 1 or 2 channels a flat colour would be normalised away.
-    "norm_num_groups": 1,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "force_upcast": True,
-}
-
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "shift": 3.0,
@@ -88,11 +76,6 @@ SCHEDULER = {
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
 }
-
-CONV_GAIN = 3**0.5
-"""torch starts a convolution at variance 1 / (3 fan_in); this gain keeps the signal's size through the layers."""
-
-DRAWING_SIZE = 64
 
 
 def build_tiny_image_checkpoint(folder: Path) -> None:
@@ -145,25 +128,6 @@ def build_transformer() -> nn.Module:
         _look_at_own_place(block.attn)
     torch.nn.init.zeros_(transformer.norm_out.linear.weight)
     return transformer
-
-
-def build_vae() -> nn.Module:
-    """The autoencoder; its weights come from torch's global generator, its scale and shift are measured."""
-    import torch
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL(**VAE)
-    for name, module in vae.named_modules():
-        # Residual branches start at nothing, so that the path from pixels to latents stays simple.
-        if name.endswith((".conv2", ".to_out.0")):
-            torch.nn.init.zeros_(module.weight)
-        elif isinstance(module, torch.nn.Conv2d):
-            module.weight.mul_(CONV_GAIN)
-    raw_latents = vae.eval().encode(_drawings()).latent_dist.mode()
-    vae.register_to_config(
-        shift_factor=round(raw_latents.mean().item(), 4), scaling_factor=round(1 / raw_latents.std().item(), 4)
-    )
-    return vae
 
 
 def build_text_encoder() -> nn.Module:
@@ -223,18 +187,6 @@ def _look_at_own_place(attention: nn.Module) -> None:
     attention.to_k.weight.copy_(attention.to_q.weight)
     attention.to_q.bias.copy_(bias)
     attention.to_k.bias.copy_(bias)
-
-
-def _drawings() -> Tensor:
-    """Pixels [8, 3, 64, 64]: a rectangle on a plain ground, colours drawn at random."""
-    import torch
-
-    colours = torch.rand(8, 2, 3, 1, 1) * 2 - 1
-    pixels = colours[:, 0].expand(-1, -1, DRAWING_SIZE, DRAWING_SIZE).clone()
-    corners = torch.randint(4, DRAWING_SIZE // 2, (8, 2)).tolist()
-    for picture, colour, (top, left) in zip(pixels, colours[:, 1], corners, strict=True):
-        picture[:, top : top + DRAWING_SIZE // 3, left : left + DRAWING_SIZE // 3] = colour
-    return pixels
 
 
 @contextlib.contextmanager
