@@ -68,12 +68,25 @@ class FolderHost:
             yield
 
 
-@pytest.fixture
-def host(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[FolderHost]:
-    """Nodes run inside this host, in inference mode as ComfyUI runs them."""
+@contextlib.contextmanager
+def inside(home: Path, tiny_checkpoint: Path) -> Iterator[FolderHost]:
+    """Nodes run inside a host at `home`, in inference mode as ComfyUI runs them."""
     import torch
 
-    (tmp_path / "input").mkdir()
-    host = FolderHost(home=tmp_path, models=(tiny_checkpoint.parent,))
+    (home / "input").mkdir(exist_ok=True)
+    host = FolderHost(home=home, models=(tiny_checkpoint.parent,))
     with use_host(host), torch.inference_mode():
+        yield host
+
+
+@pytest.fixture
+def host(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[FolderHost]:
+    with inside(tmp_path, tiny_checkpoint) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def module_host(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[FolderHost]:
+    """One host for a whole test file, for tests that only read what an earlier stage made."""
+    with inside(tmp_path_factory.mktemp("home"), tiny_checkpoint) as host:
         yield host

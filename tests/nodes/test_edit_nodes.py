@@ -6,23 +6,28 @@ from comfyui_longcat.nodes.encode import EncodeEditPrompt
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.sample import LongCatSampleEdit
 from comfyui_longcat.training.errors import ConfigError, StoppedByUserError
-from comfyui_longcat.training.loop.events import StageProgress
 from comfyui_longcat.training.sampling.edit import EDIT_AREA, edit_size
 
 SAMPLING = {"width": 0, "height": 0, "num_inference_steps": 2, "guidance_scale": 4.5, "seed": 7}
 
 
-@pytest.fixture
-def model(host):
+@pytest.fixture(scope="module")
+def model(module_host):
     return LoadLongCat().load("longcat_image", "tiny-edit", "auto", "fp32")[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reference():
     generator = torch.Generator().manual_seed(0)
     # A smooth picture: 4 x 5 random colours, enlarged.
     colours = torch.rand(1, 3, 4, 5, generator=generator)
     return torch.nn.functional.interpolate(colours, (80, 96), mode="bilinear").permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def conditioning(model, reference):
+    """Encoded once; a node that changed it would break the tests that come later."""
+    return encode(model, reference)
 
 
 def encode(model, reference, prompt="make it blue", width=96, height=80):
@@ -36,20 +41,20 @@ def sample(model, positive, negative, **changes):
 def test_conditioning_is_the_core_type(model, reference):
     before = reference.clone()
     positive, negative = encode(model, reference)
+    assert torch.equal(reference, before)
     for embeds, settings in (positive[0], negative[0]):
         assert embeds.shape[0] == 1 and embeds.shape[2] == 64 and embeds.device.type == "cpu"
         assert settings["reference_latents_method"] == "index"
         assert [tuple(latents.shape) for latents in settings["reference_latents"]] == [(1, 16, 10, 12)]
     assert not torch.equal(positive[0][0], negative[0][0]), "the instruction must show in the embeddings"
     assert positive[0][1]["reference_latents"][0] is not negative[0][1]["reference_latents"][0]
-    assert torch.equal(reference, before)
 
 
-def test_reference_latents_are_raw_vae_latents(model, reference, host):
+def test_reference_latents_are_raw_vae_latents(model, reference, conditioning, module_host):
     from comfyui_longcat.training.models.components import open_vae
 
-    positive, _ = encode(model, reference)
-    with torch.inference_mode(False), torch.no_grad(), open_vae(model, host.device(), host) as vae:
+    positive, _ = conditioning
+    with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
         pixels = ((reference * 255).round() / 255 * 2 - 1).permute(0, 3, 1, 2)
         expected = vae.encode(pixels.clone()).latent_dist.mode()
     difference = (positive[0][1]["reference_latents"][0] - expected).abs().max().item()
@@ -74,32 +79,32 @@ def test_edit_size_equals_diffusers(size):
     assert edit_size(*size) == (width, height)
 
 
-def test_sample_returns_image_and_raw_latents(model, reference, host):
-    image, latent = sample(model, *encode(model, reference))
+def test_sample_returns_image_and_raw_latents(model, conditioning, module_host):
+    module_host.events.clear()
+    image, latent = sample(model, *conditioning)
     assert image.shape == (1, 80, 96, 3) and image.dtype == torch.float32
     assert 0 <= image.min() and image.max() <= 1 and image.std() > 0.01
     from comfyui_longcat.training.models.components import open_vae
 
-    with torch.inference_mode(False), torch.no_grad(), open_vae(model, host.device(), host) as vae:
+    with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
         decoded = vae.decode(latent["samples"]).sample
     difference = (((decoded + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1) - image).abs().max().item()
     print(f"LATENT decoded by the plain VAE against IMAGE: largest difference {difference:.1e}")
     assert difference < 1e-5
-    steps = [event.done for event in host.events if isinstance(event, StageProgress) and event.stage == "sampling"]
+    steps = [event.done for event in module_host.events if getattr(event, "stage", "") == "sampling"]
     assert steps == [1, 2]
 
 
-def test_sampling_repeats_and_depends_on_seed_prompt_and_guidance(model, reference):
-    conditioning = encode(model, reference)
+def test_sampling_repeats_and_depends_on_seed_prompt_and_guidance(model, conditioning):
     image, _ = sample(model, *conditioning)
     assert torch.equal(sample(model, *conditioning)[0], image)
     assert not torch.equal(sample(model, *conditioning, seed=8)[0], image)
     assert not torch.equal(sample(model, *conditioning, guidance_scale=1.0)[0], image)
-    assert not torch.equal(sample(model, *encode(model, reference, "paint a red hat"))[0], image)
+    assert not torch.equal(sample(model, conditioning[1], conditioning[1])[0], image)
 
 
-def test_target_may_have_another_size_than_the_reference(model, reference):
-    image, _ = sample(model, *encode(model, reference), width=64, height=128)
+def test_target_may_have_another_size_than_the_reference(model, conditioning):
+    image, _ = sample(model, *conditioning, width=64, height=128)
     assert image.shape == (1, 128, 64, 3)
 
 
@@ -110,11 +115,12 @@ def test_transparent_reference_is_laid_on_white(model, reference):
     assert torch.equal(left[0], right[0])
 
 
-def test_stop_button_ends_sampling(model, reference, host):
-    conditioning = encode(model, reference)
-    host.stop_after = host.asked + 1
+def test_stop_button_ends_sampling(model, conditioning, module_host, monkeypatch):
+    module_host.events.clear()
+    monkeypatch.setattr(module_host, "stop_after", module_host.asked + 1)
     with pytest.raises(StoppedByUserError):
         sample(model, *conditioning, num_inference_steps=50)
+    assert [event.done for event in module_host.events if getattr(event, "stage", "") == "sampling"] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -131,16 +137,16 @@ def test_batch_of_references_is_refused(model, reference):
         encode(model, reference.repeat(2, 1, 1, 1))
 
 
-def test_missing_reference_is_refused(model, reference):
+def test_missing_reference_is_refused(model, conditioning):
     with pytest.raises(TypeError, match="reference"):
         EncodeEditPrompt().encode(model, prompt="x", negative_prompt="", width=0, height=0)
-    positive, negative = encode(model, reference)
+    positive, negative = conditioning
     with pytest.raises(ConfigError, match="positive holds 0 reference pictures.*EncodeEditPrompt"):
         sample(model, [[positive[0][0], {}]], negative)
 
 
-def test_several_references_or_prompts_are_refused(model, reference):
-    positive, negative = encode(model, reference)
+def test_several_references_or_prompts_are_refused(model, conditioning):
+    positive, negative = conditioning
     twice = positive[0][1]["reference_latents"] * 2
     with pytest.raises(ConfigError, match="holds 2 reference pictures"):
         sample(model, [[positive[0][0], {"reference_latents": twice}]], negative)
@@ -148,8 +154,8 @@ def test_several_references_or_prompts_are_refused(model, reference):
         sample(model, positive, negative * 2)
 
 
-def test_conditioning_of_another_model_is_refused(model, reference):
-    positive, negative = encode(model, reference)
+def test_conditioning_of_another_model_is_refused(model, conditioning):
+    positive, negative = conditioning
     wide = torch.zeros(1, 530, 3584)
     with pytest.raises(ConfigError, match=r"shape \[1, 530, 3584\]; this model takes \[1, tokens, 64\]"):
         sample(model, [[wide, positive[0][1]]], negative)
