@@ -37,5 +37,9 @@ class NonFiniteLossError(LongCatError):
     """The loss became NaN or infinite; raised before the optimiser step, the last checkpoint is intact."""
 
 
+class PreviewError(LongCatError):
+    """A validation picture could not be made; what had been trained is saved."""
+
+
 class StoppedByUserError(LongCatError):
     """The user asked to stop; raised after everything has been saved."""

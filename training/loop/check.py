@@ -1,0 +1,72 @@
+"""What can be known to fail before any model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..caches.handle import Cache
+from ..config import TrainConfig
+from ..errors import CacheError, ConfigError
+from ..models.family import FLAVOURS, family_of
+from ..models.handle import ModelHandle
+
+
+def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation_cache: Cache | None) -> None:
+    """Refuses settings, model and data that do not fit each other.
+
+    Raises:
+        ConfigError: naming the settings and what to change.
+        CacheError: cache files are gone.
+        ModelError: no such family.
+    """
+    family_of(handle.config.model_family).lora_targets(config.options.lora_target)
+    _check_cache(handle, cache, "cache")
+    if config.validation is not None and validation_cache is not None:
+        _check_cache(handle, validation_cache, "validation cache")
+    if config.options.lr_warmup_steps >= config.max_train_steps:
+        raise ConfigError(
+            f"lr_warmup_steps is {config.options.lr_warmup_steps} and max_train_steps {config.max_train_steps}; the"
+            " warm-up must end before the training does. Lower lr_warmup_steps."
+        )
+    samples = len(cache.records) * (1 + cache.dataset.targets.repeats)
+    if config.train_batch_size > samples:
+        raise ConfigError(
+            f"train_batch_size is {config.train_batch_size}, but an epoch has only {samples} samples. Use at most"
+            f" {samples}, more data or more repeats, or gradient_accumulation_steps for a larger batch."
+        )
+
+
+def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
+    if cache.model_family != handle.config.model_family:
+        raise ConfigError(
+            f"The {what} was made for {cache.model_family}, the model is {handle.config.model_family}. Wire the same"
+            " model into the cache nodes and TrainLoRA."
+        )
+    if not cache.records:
+        raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
+    if not cache.has_text:
+        raise ConfigError(
+            f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
+        )
+    bare = [cached.record.name for cached in cache.records if not cached.ref_latents]
+    if FLAVOURS[handle.config.model_flavour].needs_reference and bare:
+        raise ConfigError(
+            f"model_flavour {handle.config.model_flavour} edits a reference picture, but {len(bare)} of"
+            f" {len(cache.records)} samples of the {what} have none: {', '.join(bare[:10])}. Give PairDatasets a folder"
+            " of references."
+        )
+    _check_files(cache, what)
+
+
+def _check_files(cache: Cache, what: str) -> None:
+    wanted: dict[Path, None] = {}
+    for cached in cache.records:
+        for path in (cached.latents, *cached.ref_latents, cached.prompt_embeds, cached.empty_prompt_embeds):
+            if path is not None:
+                wanted[path] = None
+    gone = [path for path in wanted if not path.is_file()]
+    if gone:
+        raise CacheError(
+            f"{len(gone)} of {len(wanted)} files of the {what} are gone, the first is {gone[0]}. Run CacheVAELatents"
+            " and LongCatCacheText again; they make only what is missing."
+        )

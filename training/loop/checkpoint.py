@@ -1,0 +1,185 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped, bit for bit.
+
+`step-000100/` holds `adapter.safetensors` (a LoRA file, usable as it is), `optimizer.safetensors` (the exact
+parameters, AdamW's moments, the random state) and `state.json`. A folder of that name is complete or does not exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CheckpointError, LoraFileError
+from ..files import replacing_folder, write_json, write_safetensors
+from ..lora.file import check_lora, save_lora
+from .events import Callbacks, CheckpointSaved, WarningRaised
+from .state import TrainState
+
+FORMAT_VERSION = 1
+ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+GENERATOR = "generator"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of one parameter."""
+
+
+def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> None:
+    """Writes the checkpoint of `state.step` below `folder` and removes those beyond `checkpoints_total_limit`.
+
+    Raises:
+        CheckpointError: it could not be written; the older ones are intact.
+    """
+    target = folder / f"step-{state.step:06d}"
+    try:
+        with replacing_folder(target) as temporary:
+            save_lora(temporary / ADAPTER_FILE, state.transformer, state.lora_metadata())
+            write_safetensors(temporary / OPTIMIZER_FILE, _tensors(state), {})
+            write_json(temporary / STATE_FILE, _numbers(state))
+    except (OSError, LoraFileError) as error:
+        raise CheckpointError(
+            f"The checkpoint of step {state.step} could not be written to {target}: {error}."
+            f" {_what_is_left(folder)} Free some space or choose another output folder, then queue again to go on."
+        ) from error
+    state.saved_step = state.step
+    _prune(folder, state.config.options.checkpoints_total_limit)
+    callbacks.on_event(CheckpointSaved(step=state.step, folder=target))
+
+
+def restore_newest(state: TrainState, folder: Path, callbacks: Callbacks) -> None:
+    """Puts `state` where the newest readable checkpoint below `folder` was; without one it stays as it is.
+
+    Damaged ones are passed over with a warning, and renamed to `damaged-step-...`.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read.
+    """
+    damaged: dict[Path, CheckpointError] = {}
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            _restore(state, checkpoint)
+        except CheckpointError as error:
+            damaged[checkpoint] = error
+            continue
+        for path, error in damaged.items():
+            # Out of the way of pruning, which would take it for the newest and remove good ones.
+            path.replace(_unused(folder / f"damaged-{path.name}"))
+            callbacks.on_event(WarningRaised(message=f"{error} Going on from {checkpoint.name}."))
+        return
+    if damaged:
+        newest = next(iter(damaged.values()))
+        raise CheckpointError(
+            f"None of the {len(damaged)} checkpoints in {folder} can be read. The newest: {newest}"
+            " Remove that folder to train this run from the beginning, or switch restart on."
+        )
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoint folders, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Clears away what a process that was killed while saving left behind; only for the run's holder."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {GENERATOR: state.generator.get_state()}
+    for name, parameter in state.parameters.items():
+        # The LoRA file has alpha / rank multiplied into B, which cannot be undone to the last bit.
+        tensors[f"{name}/parameter"] = parameter
+        for moment, value in state.optimizer.state[parameter].items():
+            tensors[f"{name}/{moment}"] = value
+    return tensors
+
+
+def _numbers(state: TrainState) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "batches_done": state.batches_done,
+        "losses": state.losses,
+        "scheduler": state.scheduler.state_dict(),
+        "config": dataclasses.asdict(state.config),
+    }
+
+
+def _restore(state: TrainState, checkpoint: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        numbers = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        if numbers["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{checkpoint} has format {numbers['format_version']}, this version reads {FORMAT_VERSION}."
+            )
+        tensors = load_file(checkpoint / OPTIMIZER_FILE)
+        _check_complete(state, tensors, numbers)
+        _load_tensors(state, tensors)
+        _load_numbers(state, numbers)
+        check_lora(checkpoint / ADAPTER_FILE, state.transformer)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, LoraFileError) as error:
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _check_complete(state: TrainState, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    wanted = {f"{name}/{part}" for name in state.parameters for part in ("parameter", *MOMENTS)} | {GENERATOR}
+    if tensors.keys() != wanted:
+        raise ValueError(f"{len(tensors.keys() ^ wanted)} tensors are missing or unknown")
+    if len(numbers["losses"]) != numbers["step"]:
+        raise ValueError(f"{len(numbers['losses'])} losses for {numbers['step']} steps")
+
+
+def _load_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in state.parameters.items():
+        # In place: the optimiser and the transformer both hold these very parameters.
+        parameter.data.copy_(tensors[f"{name}/parameter"])
+    moments = {
+        index: {moment: tensors[f"{name}/{moment}"].clone() for moment in MOMENTS}
+        for index, name in enumerate(state.parameters)
+    }
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.generator.set_state(tensors[GENERATOR])
+
+
+def _load_numbers(state: TrainState, numbers: dict[str, Any]) -> None:
+    state.scheduler.load_state_dict(numbers["scheduler"])
+    for group, rate in zip(state.optimizer.param_groups, state.scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+    state.step, state.losses = numbers["step"], list(numbers["losses"])
+    state.saved_step = state.step
+
+
+def _prune(folder: Path, limit: int) -> None:
+    if limit > 0:
+        for checkpoint in list_checkpoints(folder)[:-limit]:
+            # Renamed first, so that a crash while deleting leaves no half checkpoint under a real name.
+            shutil.rmtree(checkpoint.rename(folder / f".{checkpoint.name}.tmp"))
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name.split('~')[0]}~{number}")
+    return path
+
+
+def _what_is_left(folder: Path) -> str:
+    checkpoints = list_checkpoints(folder)
+    return f"{checkpoints[-1]} is intact." if checkpoints else "There is no older checkpoint."

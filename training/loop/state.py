@@ -1,0 +1,106 @@
+"""What the stages of a run share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..caches.handle import Cache
+from ..config import TrainConfig
+from ..data.batches import BatchOrder
+from ..lora.inject import inject_lora
+from ..models.components import open_transformer
+from ..models.family import Family, family_of
+from ..models.handle import ModelHandle
+from .events import Callbacks
+from .optimizer import make_optimizer, make_scheduler
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The model in training and everything that a checkpoint must hold."""
+
+    config: TrainConfig
+    family: Family
+    transformer: Any
+    parameters: dict[str, nn.Parameter]
+    """The adapter's, by name, float32."""
+    optimizer: torch.optim.AdamW
+    scheduler: LambdaLR
+    generator: torch.Generator
+    """On the CPU; noise, noise levels and caption dropout all come from it."""
+    order: BatchOrder
+    metadata: Mapping[str, str]
+    """Settings that go into the LoRA file; the step is added there."""
+    step: int = 0
+    """Optimiser steps done."""
+    saved_step: int = 0
+    """Step of the newest checkpoint."""
+    losses: list[float] = field(default_factory=list)
+    """One a step."""
+
+    @property
+    def batches_done(self) -> int:
+        """Position in the data: number of the next batch."""
+        return self.step * self.config.options.gradient_accumulation_steps
+
+    def lora_metadata(self) -> dict[str, str]:
+        return {**self.metadata, "step": str(self.step)}
+
+
+@contextlib.contextmanager
+def open_state(
+    config: TrainConfig,
+    handle: ModelHandle,
+    cache: Cache,
+    device: torch.device,
+    metadata: Mapping[str, str],
+    callbacks: Callbacks,
+) -> Iterator[TrainState]:
+    """The transformer with a fresh adapter and its optimiser; all of it is given back when the block ends.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        LoraFileError: a LoRA of the handle does not fit.
+    """
+    options = config.options
+    family = family_of(handle.config.model_family)
+    with open_transformer(handle, device, callbacks) as transformer:
+        targets = family.lora_targets(options.lora_target)
+        parameters = inject_lora(transformer, targets, config.lora_rank, options.lora_alpha, config.seed)
+        if options.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        transformer.train()
+        optimizer = make_optimizer(parameters.values(), config)
+        state = TrainState(
+            config=config,
+            family=family,
+            transformer=transformer,
+            parameters=parameters,
+            optimizer=optimizer,
+            scheduler=make_scheduler(optimizer, config),
+            # Not the adapter's seed itself, or the first noise would be the adapter's A over again.
+            generator=torch.Generator("cpu").manual_seed(config.seed + 1),
+            order=BatchOrder(cache, config.train_batch_size, config.seed),
+            metadata=metadata,
+        )
+        del transformer, parameters, optimizer
+        try:
+            yield state
+        finally:
+            _release(state)
+
+
+def _release(state: TrainState) -> None:
+    """Frees what a traceback or a caller's frame may still point to."""
+    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.state.clear()
+    state.optimizer.param_groups.clear()
+    state.parameters.clear()
+    state.transformer = None

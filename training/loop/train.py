@@ -1,0 +1,265 @@
+"""The training loop, as an outline; each line is a function of a neighbouring module."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..caches.handle import Cache
+from ..config import TrainConfig
+from ..data.batches import load_batch
+from ..errors import CheckpointError, NonFiniteLossError, PreviewError, StoppedByUserError
+from ..files import write_json
+from ..lora.file import save_lora
+from ..models.handle import ModelHandle
+from ..models.source import component_identity, resolve_folder
+from ..validation import Previews, newest_pictures, prepare_previews
+from .check import check_run
+from .checkpoint import remove_unfinished, restore_newest, save_checkpoint
+from .events import Callbacks, RunFinished, RunStarted, StepReport, WarningRaised
+from .optimizer import clip_gradients
+from .record import Recorder, read_losses, recording
+from .run_folder import FINISHED, RunFolder, claim_run, publish_lora, run_fingerprint, settings_of
+from .state import TrainState, open_state
+from .step import draw, forward_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlaces:
+    """Where a run works and leaves things."""
+
+    runs_dir: Path
+    """One folder a run."""
+    lora_dir: Path
+    """Finished LoRA files."""
+    device: torch.device
+    validation_cache: Cache | None = None
+    """Pairs to preview; None: the first pairs of the training data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    lora: Path
+    losses: tuple[float, ...]
+    """One a step."""
+    folder: Path
+    """The run's."""
+    samples: tuple[Path, ...]
+    """Previews of the last step that has some."""
+    step: int
+
+
+def train(
+    config: TrainConfig, handle: ModelHandle, cache: Cache, places: RunPlaces, callbacks: Callbacks
+) -> TrainResult:
+    """Trains a LoRA, or goes on with it, or returns it if it is finished.
+
+    Raises:
+        ConfigError, CacheError, ModelError, LoraFileError: settings, data and model do not fit; nothing is trained.
+        NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
+        CheckpointError: nothing more can be saved, or another process works on this run.
+        PreviewError: previews failed: at once before the first step, else when the LoRA is finished and saved.
+        StoppedByUserError: asked to stop; everything is saved.
+    """
+    check_run(config, handle, cache, places.validation_cache)
+    identity = component_identity(resolve_folder(handle, callbacks), "transformer")
+    fingerprint = run_fingerprint(config, handle, cache, identity)
+    with claim_run(config, fingerprint, places.runs_dir, places.lora_dir) as run:
+        if run.finished:
+            return _result_of_finished(run, places, callbacks)
+        with recording(run, callbacks) as recorder, torch.inference_mode(False), torch.enable_grad():
+            _prepare_folder(run, config, handle, cache, recorder)
+            pairs = places.validation_cache or cache
+            previews = prepare_previews(config.validation, handle, pairs, run.samples, places.device, recorder)
+            metadata = _lora_metadata(config, handle, cache, fingerprint)
+            with open_state(config, handle, cache, places.device, metadata, recorder) as state:
+                _check_adapter_file(state, run)
+                restore_newest(state, run.checkpoints, recorder)
+                _announce(state, run, recorder)
+                with _saving_when_stopped(state, run, recorder):
+                    _preview_if_due(state, run, previews, recorder)
+                    while state.step < config.max_train_steps:
+                        _raise_if_stopped(recorder)
+                        recorder.on_event(train_one_step(state))
+                        _save_if_due(state, run, recorder)
+                        _preview_if_due(state, run, previews, recorder)
+                losses = tuple(state.losses)
+            lora = _finish(run, places, config.max_train_steps, recorder)
+    _raise_if_previews_failed(run, lora)
+    return TrainResult(
+        lora=lora, losses=losses, folder=run.folder, samples=newest_pictures(run.samples), step=len(losses)
+    )
+
+
+def train_one_step(state: TrainState) -> StepReport:
+    """Forward and backward over `gradient_accumulation_steps` batches, then one step of the optimiser.
+
+    Raises:
+        NonFiniteLossError: before the optimiser step; names the step and its samples.
+    """
+    started = time.perf_counter()
+    options = state.config.options
+    accumulation = options.gradient_accumulation_steps
+    losses, names = [], []
+    for number in range(state.batches_done, state.batches_done + accumulation):
+        batch = load_batch(state.order.batch(number))
+        draws = draw(state.family, options, batch.latents.shape, state.generator)
+        loss = forward_step(state.family, state.transformer, batch, draws).loss / accumulation
+        loss.backward()
+        losses.append(loss.detach())
+        names.extend(batch.names)
+    norm = clip_gradients(state.parameters.values(), options.max_grad_norm)
+    # The only wait for the device in a step.
+    loss, grad_norm = torch.stack((torch.stack(losses).sum(), norm)).tolist()
+    _check_finite(state.step + 1, loss, grad_norm, names)
+    (learning_rate,) = state.scheduler.get_last_lr()
+    state.optimizer.step()
+    state.scheduler.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    state.losses.append(loss)
+    return StepReport(
+        step=state.step,
+        total_steps=state.config.max_train_steps,
+        loss=loss,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        seconds=time.perf_counter() - started,
+        bucket=batch.bucket,
+    )
+
+
+def _result_of_finished(run: RunFolder, places: RunPlaces, callbacks: Callbacks) -> TrainResult:
+    """Nothing is loaded; a LoRA file that was deleted is put back."""
+    for note in (*run.notes, *run.manifest.preview_failures.values()):
+        callbacks.on_event(WarningRaised(message=note))
+    lora = publish_lora(run, places.lora_dir, callbacks)
+    step = run.manifest.step
+    callbacks.on_event(RunFinished(step=step, lora=lora))
+    return TrainResult(
+        lora=lora,
+        losses=read_losses(run.folder)[:step],
+        folder=run.folder,
+        samples=newest_pictures(run.samples),
+        step=step,
+    )
+
+
+def _prepare_folder(
+    run: RunFolder, config: TrainConfig, handle: ModelHandle, cache: Cache, callbacks: Callbacks
+) -> None:
+    remove_unfinished(run.checkpoints)
+    write_json(run.folder / "config.json", settings_of(config, handle, cache))
+    for note in run.notes:
+        callbacks.on_event(WarningRaised(message=note))
+
+
+def _lora_metadata(config: TrainConfig, handle: ModelHandle, cache: Cache, fingerprint: str) -> dict[str, str]:
+    settings = settings_of(config, handle, cache)["train"]
+    # Equal training gives equal files, whatever the run is called and however often it is previewed.
+    training = {name: value for name, value in settings.items() if name not in ("run_name", "restart", "validation")}
+    return {
+        "model_family": handle.config.model_family,
+        "model_flavour": handle.config.model_flavour,
+        "base_model_precision": handle.config.base_model_precision,
+        "dataset_fingerprint": cache.fingerprint(),
+        "run_fingerprint": fingerprint,
+        "samples": str(len(cache.records)),
+        "train": json.dumps(training, sort_keys=True),
+    }
+
+
+def _check_adapter_file(state: TrainState, run: RunFolder) -> None:
+    """A LoRA that could not be saved or read back must not show after a night of training."""
+    path = run.folder / "adapter-check.safetensors"
+    try:
+        save_lora(path, state.transformer, state.lora_metadata())
+    except OSError as error:
+        raise CheckpointError(
+            f"The run folder {run.folder} cannot be written: {error}. Free some space or choose another output folder."
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _announce(state: TrainState, run: RunFolder, callbacks: Callbacks) -> None:
+    callbacks.on_event(
+        RunStarted(
+            run=run.name,
+            folder=run.folder,
+            first_step=state.step + 1,
+            total_steps=state.config.max_train_steps,
+            resumed=state.step > 0,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _saving_when_stopped(state: TrainState, run: RunFolder, callbacks: Callbacks) -> Iterator[None]:
+    try:
+        yield
+    except StoppedByUserError as stop:
+        if state.step > state.saved_step:
+            save_checkpoint(state, run.checkpoints, callbacks)
+        raise StoppedByUserError(
+            f"Stopped at step {state.step} of {state.config.max_train_steps}. Everything is saved in {run.folder};"
+            " queue again to go on."
+        ) from stop
+
+
+def _raise_if_stopped(callbacks: Callbacks) -> None:
+    if callbacks.should_stop():
+        raise StoppedByUserError("Asked to stop.")
+
+
+def _save_if_due(state: TrainState, run: RunFolder, callbacks: Callbacks) -> None:
+    last = state.step == state.config.max_train_steps
+    if last or state.step % state.config.options.checkpoint_step_interval == 0:
+        save_checkpoint(state, run.checkpoints, callbacks)
+
+
+def _preview_if_due(state: TrainState, run: RunFolder, previews: Previews, recorder: Recorder) -> None:
+    if not previews.due(state.step, state.config.max_train_steps):
+        return
+    failure = previews.show(state.transformer, state.step, recorder)
+    # A step that is previewed again after a resume counts as it went the last time.
+    failures = {step: text for step, text in run.manifest.preview_failures.items() if step != str(state.step)}
+    if failure is not None:
+        failures[str(state.step)] = failure
+    run.manifest = replace(run.manifest, preview_failures=failures)
+    recorder.note("running")
+
+
+def _check_finite(step: int, loss: float, grad_norm: float, names: list[str]) -> None:
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    raise NonFiniteLossError(
+        f"Step {step}: the loss is {loss} and the gradient norm {grad_norm}; the samples were {', '.join(names)}. The"
+        " optimiser step was not taken and the last checkpoint is intact. Look at these pictures; else lower"
+        " learning_rate, or use base_model_precision bf16 or fp32."
+    )
+
+
+def _finish(run: RunFolder, places: RunPlaces, step: int, recorder: Recorder) -> Path:
+    lora = publish_lora(run, places.lora_dir, recorder)
+    run.manifest = replace(run.manifest, lora=lora.stem)
+    recorder.note(FINISHED)
+    recorder.on_event(RunFinished(step=step, lora=lora))
+    return lora
+
+
+def _raise_if_previews_failed(run: RunFolder, lora: Path) -> None:
+    failures = run.manifest.preview_failures
+    if failures:
+        raise PreviewError(
+            f"The LoRA is finished and saved as {lora}, but {len(failures)} previews failed (steps"
+            f" {', '.join(failures)}). The first: {next(iter(failures.values()))} Queue again"
+            " to take the LoRA as it is."
+        )
