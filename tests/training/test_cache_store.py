@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,6 +187,42 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, encoder):
     with pytest.raises(CacheError, match="cannot be written.*choose another folder") as caught:
         fill("latents", [item(tmp_path / "file" / "cache", "a")], encoder.open, NoCallbacks())
     assert str(tmp_path / "file" / "cache") in str(caught.value)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import test_cache_store as here
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+try:
+    here.fill("latents", here.small_and_large(Path(sys.argv[1])), here.Encoder().open, here.NoCallbacks())
+except here.CacheError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def small_and_large(folder):
+    """Two items of 4 kB and, between them, one of 8 kB."""
+    large = replace(item(folder, "large", "l"), encode=lambda factor: torch.full((1, 16, 8, 16), factor))
+    return [item(folder, "first", "f"), large, item(folder, "last", "z")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX limit of file sizes stands in for the full disk")
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, encoder):
+    folder = tmp_path / "cache"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", FULL_DISK, str(folder)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert str(folder) in ended.stdout and "cannot be written" in ended.stdout
+    assert "Free some space or choose another folder" in ended.stdout
+    items = small_and_large(folder)
+    assert list(folder.iterdir()) == [items[0].path]
+    assert load(items[0].path).shape == (1, 16, 8, 8)
+    report = fill("latents", items, encoder.open, NoCallbacks())
+    assert [name for name, _ in report.encoded] == ["large target", "last target"]
+    assert load(items[1].path).shape == (1, 16, 8, 16)
 
 
 def test_tracked_passes_errors_of_callbacks_on(tmp_path):

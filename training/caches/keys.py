@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..errors import DataError
 from ..files import sha256_of_file
 from ..loop.events import Callbacks
 from .store import tracked
+
+if TYPE_CHECKING:
+    import torch
 
 LATENTS_CODE = "1"
 """Counts up when the way from a picture to its latents changes: reading, resize, crop, normalisation."""
@@ -30,7 +34,6 @@ def latents_parts(family: str, vae: str, picture: str, bucket: tuple[int, int]) 
     """
     return {
         "family": family,
-        "stage": "latents",
         "space": "normalised latents",
         "picture": picture,
         "bucket": _size_text(bucket),
@@ -41,28 +44,33 @@ def latents_parts(family: str, vae: str, picture: str, bucket: tuple[int, int]) 
 
 
 def text_parts(
-    model: ModelConfig, text_encoder: str, caption: str, references: Sequence[str], bucket: tuple[int, int]
+    model: ModelConfig,
+    text_encoder: str,
+    dtype: torch.dtype,
+    caption: str,
+    references: Sequence[str],
+    bucket: tuple[int, int],
 ) -> dict[str, str]:
     """Parts of an instruction's embeddings.
 
     Versions of transformers differ numerically (pad positions, image resize), so the installed one is a part.
 
     Args:
-        model: its precisions decide the encoder's.
+        model: its family and the precision of its text encoder.
         text_encoder: `source.component_identity` of the text encoder.
+        dtype: that the text encoder computes in.
         caption: the instruction; may be empty.
         references: hash of each reference picture's bytes.
         bucket: (width, height) px that the references are cropped to.
     """
     return {
         "family": model.model_family,
-        "stage": "prompt_embeds",
         "instruction": caption,
         "reference": " ".join(references),
         "bucket": _size_text(bucket) if references else "",
         "text encoder": text_encoder,
         "precision": model.text_encoder_1_precision,
-        "dtype": "float32" if model.base_model_precision == "fp32" else "bfloat16",
+        "dtype": str(dtype).removeprefix("torch."),
         "transformers": metadata.version("transformers"),
         "code": TEXT_CODE,
     }

@@ -75,10 +75,12 @@ def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
 
 def _items(cache: Cache, handle: ModelHandle, folder: Path, callbacks: Callbacks) -> tuple[list[Item], list[Item]]:
     """Each record's instruction, and its empty instruction."""
+    from ..models.components import compute_dtype
     from ..models.source import component_identity, resolve_folder
 
     records = [cached.record for cached in cache.records]
     text_encoder = component_identity(resolve_folder(handle, callbacks), "text_encoder")
+    dtype = compute_dtype(handle)
     hashes = hash_pictures([path for record in records for path in record.references], callbacks)
     family = family_of(handle.config.model_family)
     # An instruction and its empty twin follow each other: their reference is read once.
@@ -91,7 +93,7 @@ def _items(cache: Cache, handle: ModelHandle, folder: Path, callbacks: Callbacks
             source=source,
             folder=folder,
             tensor="prompt_embeds",
-            parts=text_parts(handle.config, text_encoder, caption, references, record.bucket),
+            parts=text_parts(handle.config, text_encoder, dtype, caption, references, record.bucket),
             encode=functools.partial(_encode, family, caption, record, pixels_of),
         )
 
