@@ -210,7 +210,7 @@ def _outputs(result: TrainResult) -> dict[str, Any]:
     pictures = [read_image(path) for path in result.samples]
     return {
         "ui": {
-            "text": [f"{result.lora} ({result.step} steps, last loss {result.losses[-1]:.4f})"],
+            "text": [f"{result.step} steps: {result.lora}"],
             "images": shown_in_ui(result.samples, current_host().runs_dir().parent),
         },
         "result": (
