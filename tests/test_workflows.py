@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import tomllib
 from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS, node_classes, workflow_files
 from comfyui_longcat.nodes.graph.check import find_faults
 from comfyui_longcat.nodes.graph.core_nodes import CORE_NODES
@@ -13,6 +12,8 @@ from comfyui_longcat.nodes.graph.tiny import make_tiny
 from comfyui_longcat.nodes.graph.ui import Box
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import TerminalHost
+
+tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 
 NAMES = sorted(WORKFLOWS)
 

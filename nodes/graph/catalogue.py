@@ -71,7 +71,7 @@ def _add_edit_pairs(graph: Graph) -> Link:
             "caption_strategy": "textfile",
             **shared,
         },
-        "Edited pictures (with .txt instructions)",
+        "Edited pictures + instructions",
     )
     references = graph.add(
         group,

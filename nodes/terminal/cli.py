@@ -20,7 +20,7 @@ EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """128 + SIGINT, as shells have it."""
 
-REPORT_LINES = 12
+REPORT_LINES = 6
 """Longer texts of nodes are cut: a cache report has a line per picture."""
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stop.on_signals():
             return args.command(args, stop)
     except StoppedByUserError as error:
-        _complain(f"{error}\nStopped; everything so far is saved. The same command goes on from there.")
+        _complain(f"{error}\nEverything that was finished is saved; the same command goes on from there.")
         return EXIT_STOPPED
     except KeyboardInterrupt:
         _complain("Ended at once. The last checkpoint is intact; the same command goes on from there.")

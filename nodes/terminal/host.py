@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ STEP_LINES = 50
 """About this many step lines are written per run; the bar shows every step."""
 
 
-SECONDS_BETWEEN_LOG_BARS = 10.0
-"""In a log file a bar is a new line each time it is drawn."""
+SECONDS_BETWEEN_LOG_LINES = 10.0
+"""Of progress, where stderr is no terminal."""
 
 
 class StopFlag:
@@ -88,6 +89,7 @@ class TerminalHost:
         self.stop = stop or StopFlag()
         self.files: list[Path] = []
         """What was written for the user, in order."""
+        self.bar = Bar()
         self._device = device
 
     def device(self) -> torch.device:
@@ -149,6 +151,7 @@ class TerminalHost:
             with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
+            self.bar.close()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -157,28 +160,20 @@ class TerminalHost:
 
 
 class Bar:
-    """One progress bar at a time on stderr; another stage takes its place."""
+    """One progress bar at a time on stderr; another stage takes its place. In a log file: a line now and then."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._shown: tuple[str, int] | None = None
+        self._stage = ""
+        self._last_line = 0.0
 
     def show(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Item `done` of `total`; the bar closes itself at the last one."""
-        from tqdm import tqdm
-
-        if self._shown != (stage, total):
-            self.close()
-            self._shown = (stage, total)
-            self._bar = tqdm(
-                desc=stage,
-                total=total,
-                initial=max(0, done - 1),
-                file=sys.stderr,
-                dynamic_ncols=True,
-                leave=total > 1,
-                mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_BARS,
-            )
+        if not sys.stderr.isatty():
+            self._log(stage, done, total)
+            return
+        if self._bar is None or (self._stage, self._bar.total) != (stage, total):
+            self._open(stage, done, total)
         if note:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -188,7 +183,22 @@ class Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._bar = self._shown = None
+        self._bar = None
+
+    def _open(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self._stage = stage
+        # A stage of one item, such as loading, leaves no line behind. A resumed one begins where it was.
+        begun = max(0, done - 1)
+        self._bar = tqdm(desc=stage, total=total, initial=begun, file=sys.stderr, dynamic_ncols=True, leave=total > 1)
+
+    def _log(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total > 1 or now - self._last_line > SECONDS_BETWEEN_LOG_LINES:
+            self._last_line = now
+            say(f"{stage} {done}/{total}")
 
 
 class TerminalCallbacks:
@@ -196,7 +206,7 @@ class TerminalCallbacks:
 
     def __init__(self, host: TerminalHost) -> None:
         self.host = host
-        self.bar = Bar()
+        self.bar = host.bar
 
     def should_stop(self) -> bool:
         return self.host.stop.is_set()

@@ -14,7 +14,7 @@ from ...training.errors import LongCatError, PathError, StoppedByUserError
 from ..graph.check import label
 from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
 from ..graph.samples import draw_sample, named_pictures
-from .host import Bar, TerminalHost, say
+from .host import TerminalHost, say
 
 if TYPE_CHECKING:
     import aiohttp
@@ -72,7 +72,7 @@ class _Remote:
         self.prompt_id = ""
         self.started = False
         self.lines: list[str] = []
-        self.bar = Bar()
+        self.bar = host.bar
 
     async def upload_pictures(self) -> None:
         for node_id, name in named_pictures(self.graph):
