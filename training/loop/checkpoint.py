@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError, LoraFileError
-from ..files import replacing_folder, write_json, write_safetensors
+from ..files import replacing_folder, sha256_of_file, write_json, write_safetensors
 from ..lora.file import check_lora, save_lora
 from .events import Callbacks, CheckpointSaved, WarningRaised
 from .state import TrainState
@@ -39,7 +39,8 @@ def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> No
         with replacing_folder(target) as temporary:
             save_lora(temporary / ADAPTER_FILE, state.transformer, state.lora_metadata())
             write_safetensors(temporary / OPTIMIZER_FILE, _tensors(state), {})
-            write_json(temporary / STATE_FILE, _numbers(state))
+            digests = {name: sha256_of_file(temporary / name) for name in (ADAPTER_FILE, OPTIMIZER_FILE)}
+            write_json(temporary / STATE_FILE, {**_numbers(state), "sha256": digests})
     except (OSError, LoraFileError) as error:
         raise CheckpointError(
             f"The checkpoint of step {state.step} could not be written to {target}: {error}."
@@ -127,6 +128,7 @@ def _restore(state: TrainState, checkpoint: Path) -> None:
             raise CheckpointError(
                 f"{checkpoint} has format {numbers['format_version']}, this version reads {FORMAT_VERSION}."
             )
+        _check_digests(checkpoint, numbers["sha256"])
         tensors = load_file(checkpoint / OPTIMIZER_FILE)
         _check_complete(state, tensors, numbers)
         _load_tensors(state, tensors)
@@ -134,6 +136,12 @@ def _restore(state: TrainState, checkpoint: Path) -> None:
         check_lora(checkpoint / ADAPTER_FILE, state.transformer)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, LoraFileError) as error:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _check_digests(checkpoint: Path, digests: dict[str, str]) -> None:
+    for name, digest in digests.items():
+        if sha256_of_file(checkpoint / name) != digest:
+            raise ValueError(f"{name} is not as it was written")
 
 
 def _check_complete(state: TrainState, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
