@@ -156,7 +156,6 @@ def test_lora_gets_the_gradient_in_every_precision(twin, precision):
     adapters = [p for p in transformer.parameters() if p.requires_grad]
     for parameter in adapters:
         parameter.data = parameter.data.float()
-    assert transformer.dtype == dtype
     transformer.enable_gradient_checkpointing()
     noisy, inputs = example_inputs(batch=2)
     prediction = FAMILY.predict(transformer, noisy, torch.tensor([0.2, 0.8]), inputs)

@@ -25,10 +25,11 @@ def largest_difference(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> f
 class Oracle(torch.nn.Module):
     """Knows the clean latents, and predicts the velocity noise - clean as the released transformer would."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device = torch.device("cpu")
 
     def __init__(self, noise: torch.Tensor, clean: torch.Tensor) -> None:
         super().__init__()
+        self.x_embedder = torch.nn.Linear(64, 64)
         self.velocity = pack_latents(noise - clean)
         self.sigmas: list[float] = []
 

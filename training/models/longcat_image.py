@@ -106,7 +106,10 @@ class LongCatImageFamily:
         The released transformer already predicts noise - latents. Reference tokens have the sigma of the noisy ones
         (so do the official trainer and diffusers). `sigmas` stay float32 up to the model, which rounds them itself.
         """
-        device, dtype = transformer.device, transformer.dtype
+        # The first layer decides what the others compute in; its bias is never quantised nor made float32 by a LoRA.
+        # `transformer.dtype` would walk through all modules at each step.
+        entry = transformer.x_embedder.bias
+        device, dtype = entry.device, entry.dtype
         tokens = pack_latents(latents).to(device, dtype)
         target_count = tokens.shape[1]
         if inputs.ref_tokens is not None:
