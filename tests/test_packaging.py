@@ -75,3 +75,11 @@ def test_installed_command_answers(project):
     )
     assert shown.returncode == 0, shown.stderr
     assert "demo" in shown.stdout and "run" in shown.stdout
+
+
+def test_local_links_of_the_readme_lead_somewhere(repository):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    missing = [link for link in links if not (repository / link).is_file()]
+    assert not missing
