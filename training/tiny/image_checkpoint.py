@@ -19,7 +19,7 @@ from .vae import build_vae
 if TYPE_CHECKING:
     from torch import nn
 
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 """Raised whenever a build would give other files, so that twins of an older builder are built anew."""
 
 VERSION_FILE = "twin.json"
@@ -78,6 +78,17 @@ SCHEDULER = {
 }
 
 
+GAIN = 3**0.5
+"""torch starts a linear at variance 1 / (3 inputs); with this gain a signal keeps its size."""
+
+QUERY_BIAS = 1.5
+QUERY_KEY_SIZE = 1.6
+"""Weights of the query and key norms: own place gets a logit of up to 1.6^2 x 16 / sqrt(16) = 10."""
+
+TEXT_KEY_SIZE = 0.5
+"""Smaller for text: its 512 slots, most of them padding, would else drown the picture's few tokens."""
+
+
 def build_tiny_image_checkpoint(folder: Path) -> None:
     """Builds the twin's diffusers folder; `folder` appears whole or not at all, an older one is replaced.
 
@@ -119,14 +130,22 @@ def is_outdated(folder: Path) -> bool:
 
 
 def build_transformer() -> nn.Module:
-    """The DiT; its weights come from torch's global generator."""
-    import torch
+    """The DiT; its weights come from torch's global generator, arranged so that a short training shows an effect."""
     from diffusers import LongCatImageTransformer2DModel
 
     transformer = LongCatImageTransformer2DModel(**TRANSFORMER)
+    for block in transformer.transformer_blocks:
+        _open_gates(block.norm1)
+        _open_gates(block.norm1_context)
+        block.attn.norm_added_k.weight.fill_(TEXT_KEY_SIZE)
+        block.attn.to_out[0].weight.mul_(GAIN)
+    for block in transformer.single_transformer_blocks:
+        _open_gates(block.norm)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         _look_at_own_place(block.attn)
-    torch.nn.init.zeros_(transformer.norm_out.linear.weight)
+        block.attn.to_v.weight.mul_(GAIN)
+    transformer.x_embedder.weight.mul_(GAIN)
+    transformer.proj_out.bias.zero_()
     return transformer
 
 
@@ -175,18 +194,28 @@ def _build_scheduler() -> Any:
     return FlowMatchEulerDiscreteScheduler(**SCHEDULER)
 
 
+def _open_gates(norm: nn.Module) -> None:
+    """Starts every adaptive gate at 1 instead of about 0, so that the adapters behind it get full gradients."""
+    width = norm.linear.in_features
+    # In chunks of the width: shift, scale, gate of the attention; in double blocks the same again for the feed-forward.
+    for chunk in norm.linear.bias.split(width)[2::3]:
+        chunk.add_(1)
+
+
 def _look_at_own_place(attention: nn.Module) -> None:
     """Equal queries and keys with one shared bias: attention starts as a kernel of rotary distance.
 
     So a token sees its own place, its neighbours, and the reference's token of the same row and column, which is
-    what an edit copies from.
+    what an edit copies from; the norms' size makes that stronger than all text slots together.
     """
     import torch
 
-    bias = torch.randn_like(attention.to_q.bias)
+    bias = QUERY_BIAS * torch.randn_like(attention.to_q.bias)
     attention.to_k.weight.copy_(attention.to_q.weight)
     attention.to_q.bias.copy_(bias)
     attention.to_k.bias.copy_(bias)
+    attention.norm_q.weight.fill_(QUERY_KEY_SIZE)
+    attention.norm_k.weight.fill_(QUERY_KEY_SIZE)
 
 
 @contextlib.contextmanager
