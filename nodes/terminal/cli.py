@@ -34,9 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedByUserError as error:
         _complain(f"{error}\nEverything that was finished is saved; the same command goes on from there.")
         return EXIT_STOPPED
-    except KeyboardInterrupt:
-        _complain("Ended at once. The last checkpoint is intact; the same command goes on from there.")
-        return EXIT_STOPPED
     except (LongCatError, OSError) as error:
         if args.debug:
             raise
