@@ -153,8 +153,8 @@ def encode_edit_prompt(text_encoder: TextEncoder, prompt: str, reference: Tensor
     input_ids, attention_mask = build_sequence(tokenizer, prompt, rows * columns)
     is_image = input_ids == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     device = text_encoder.model.device
-    # The base model spares the language head: its last_hidden_state is hidden_states[-1] of the whole.
-    output = text_encoder.model.base_model(
+    # The inner model spares the language head; its last_hidden_state is hidden_states[-1] of the whole.
+    output = text_encoder.model.model(
         input_ids=input_ids.unsqueeze(0).to(device),
         attention_mask=attention_mask.unsqueeze(0).to(device),
         position_ids=position_ids(is_image, attention_mask, rows, columns).to(device),
