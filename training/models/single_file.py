@@ -39,6 +39,9 @@ KNOWN_NAMES: tuple[tuple[str, Kind, str | None], ...] = (
 TOKENIZER_IN_COMFYUI = Path("comfy", "text_encoders", "qwen25_tokenizer")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 
+LONGEST_REASON = 400
+"""Characters of a library's message that are passed on."""
+
 EXPORT_METADATA = {"modelspec.architecture": "LongCat-Image", "format": "pt"}
 
 
@@ -252,9 +255,9 @@ def _filled(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.M
 
 
 def _misfit(path: Path, reason: str) -> ModelError:
-    return ModelError(
-        f"{path} does not fit together: {reason}. It is damaged or of another version: download it again."
-    )
+    # torch lists every tensor, each on a line of its own.
+    short = " ".join(reason.split())[:LONGEST_REASON]
+    return ModelError(f"{path} does not fit together: {short}. It is damaged or of another version: download it again.")
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
