@@ -85,7 +85,7 @@ class Previews:
         except StoppedByUserError:
             raise
         except FAILURES as error:
-            message = f"The previews of step {step} failed: {type(error).__name__}: {error}."
+            message = f"The previews of step {step} failed: {type(error).__name__}: {str(error).rstrip('.')}."
             if step == 0:
                 raise PreviewError(
                     f"{message} Nothing is trained yet. Choose a smaller validation_resolution, or train without"

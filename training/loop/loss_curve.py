@@ -11,7 +11,7 @@ PAPER, GRID, TEXT = (250, 250, 248), (226, 228, 232), (70, 74, 80)
 POINTS, LINE = (178, 204, 236), (28, 92, 170)
 
 SMOOTHING = 0.06
-"""Each smoothed point averages this share of all steps on either side."""
+"""Each smoothed point averages this share of all steps on either side, at the ends on the side that is there."""
 
 
 def draw_loss_curve(losses: Sequence[float], size: tuple[int, int] = (768, 432)) -> Image.Image:
@@ -57,7 +57,8 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def _step_ticks(count: int) -> list[int]:
-    return sorted({1 + round(part * (count - 1) / 4) for part in range(5)})
+    ticks = {round(tick) for tick in _axis(0, count)[2]}
+    return sorted(tick for tick in ticks | {1} if 1 <= tick <= count and (tick == 1 or tick > count / 20))
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:
@@ -67,7 +68,6 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
         sums.append(sums[-1] + loss)
     means = []
     for index in range(len(losses)):
-        # The window shrinks towards the ends evenly on both sides, so that the mean does not lag.
-        half = min(reach, index, len(losses) - 1 - index)
-        means.append((sums[index + half + 1] - sums[index - half]) / (2 * half + 1))
+        first, last = max(index - reach, 0), min(index + reach + 1, len(losses))
+        means.append((sums[last] - sums[first]) / (last - first))
     return means
