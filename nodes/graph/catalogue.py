@@ -134,7 +134,6 @@ def longcat_image_edit_sample() -> Graph:
     graph = Graph(name="longcat_image_edit_sample")
     loading = Group(title="1 Model and LoRA", lane=0, color=BLUE)
     reference = Group(title="2 Picture", lane=0, color=GREEN)
-    sampling = Group(title="3 Instruction and sampling", lane=1, color=PURPLE)
 
     model = graph.add(
         loading,
@@ -149,38 +148,30 @@ def longcat_image_edit_sample() -> Graph:
         "Load your LoRA",
     )
     picture = graph.add(reference, "LoadImage", {"image": SAMPLE_PICTURE}, "Picture to edit", PICTURE)
+    _add_edit(graph, with_lora.out("model"), picture.out("IMAGE"))
+    return graph
+
+
+def _add_edit(graph: Graph, model: Link, picture: Link) -> None:
+    group = Group(title="3 Instruction and sampling", lane=1, color=PURPLE)
+    # 0: from the picture itself.
+    size = {"width": 0, "height": 0}
     prompt = graph.add(
-        sampling,
+        group,
         "EncodeEditPrompt",
-        {
-            "model": with_lora.out("model"),
-            "reference": picture.out("IMAGE"),
-            "prompt": EXAMPLE_INSTRUCTION,
-            "negative_prompt": "",
-            "width": 0,
-            "height": 0,
-        },
+        {"model": model, "reference": picture, "prompt": EXAMPLE_INSTRUCTION, "negative_prompt": "", **size},
         "Instruction",
     )
+    conditioning = {"positive": prompt.out("positive"), "negative": prompt.out("negative")}
     sampled = graph.add(
-        sampling,
+        group,
         "LongCatSampleEdit",
-        {
-            "model": with_lora.out("model"),
-            "positive": prompt.out("positive"),
-            "negative": prompt.out("negative"),
-            "width": 0,
-            "height": 0,
-            "num_inference_steps": 40,
-            "guidance_scale": 4.5,
-        },
+        {"model": model, **conditioning, **size, "num_inference_steps": 40, "guidance_scale": 4.5},
         "Edit the picture",
         PICTURE,
     )
-    graph.add(
-        sampling, "SaveImage", {"images": sampled.out("image"), "filename_prefix": "longcat-edit"}, "Result", PICTURE
-    )
-    return graph
+    saved = {"images": sampled.out("image"), "filename_prefix": "longcat-edit"}
+    graph.add(group, "SaveImage", saved, "Result", PICTURE)
 
 
 WORKFLOWS: dict[str, Callable[[], Graph]] = {
