@@ -19,7 +19,7 @@ from .vae import build_vae
 if TYPE_CHECKING:
     from torch import nn
 
-BUILDER_VERSION = 3
+BUILDER_VERSION = 4
 """Raised whenever a build would give other files, so that twins of an older builder are built anew."""
 
 VERSION_FILE = "twin.json"
@@ -144,8 +144,7 @@ def build_transformer() -> nn.Module:
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         _look_at_own_place(block.attn)
         block.attn.to_v.weight.mul_(GAIN)
-    transformer.x_embedder.weight.mul_(GAIN)
-    transformer.proj_out.bias.zero_()
+    _tie_ways_in_and_out(transformer)
     return transformer
 
 
@@ -192,6 +191,18 @@ def _build_scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+
+
+def _tie_ways_in_and_out(transformer: nn.Module) -> None:
+    """What goes in comes out: the untrained velocity is about the noisy picture itself, so noise can be taken away."""
+    from torch import nn
+
+    nn.init.orthogonal_(transformer.x_embedder.weight)
+    transformer.proj_out.weight.copy_(transformer.x_embedder.weight.T)
+    for linear in (transformer.x_embedder, transformer.proj_out):
+        nn.init.zeros_(linear.bias)
+    nn.init.zeros_(transformer.norm_out.linear.weight)
+    nn.init.zeros_(transformer.norm_out.linear.bias)
 
 
 def _open_gates(norm: nn.Module) -> None:
