@@ -55,7 +55,7 @@ class Server:
         assert answer.get("node_errors") == {}, answer
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, seconds: float = 120) -> dict:
+    def wait(self, prompt_id: str, seconds: float = 240) -> dict:
         """The history entry of a prompt that has ended, well or not."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -101,10 +101,14 @@ def server(comfy: Comfy, repository: Path, tmp_path_factory: pytest.TempPathFact
     log = base / "server.log"
     options = ["--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
     options += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
+    # Tiny matrices: more threads only wait for each other, the longer the busier the machine is.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LONGCAT_DATA_ROOTS": str(base / "owner" / "by_variable")}
+    roots_file = base / "user" / "__longcat" / "longcat_data_roots.txt"
+    roots_file.parent.mkdir(parents=True)
+    roots_file.write_text(f"{base / 'owner' / 'by_file'}\n", encoding="utf-8")
+    command = [comfy.python, "main.py", *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [comfy.python, "main.py", *options], cwd=comfy.path, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=comfy.path, env=environment, stdout=output, stderr=subprocess.STDOUT)
     server = Server(url=f"http://127.0.0.1:{port}", base=base, log=log)
     try:
         _wait_until_up(server, process)

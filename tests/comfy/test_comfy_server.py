@@ -194,6 +194,21 @@ def test_folder_outside_the_allowed_roots_is_refused(server, tmp_path):
     assert entry["status"]["status_str"] == "error"
 
 
+def test_folders_that_the_owner_adds_are_allowed(server):
+    from comfyui_longcat.training.tiny.world import draw_example_pairs
+
+    targets = server.base / "owner" / "by_variable" / "after"
+    references = server.base / "owner" / "by_file" / "before"
+    draw_example_pairs(targets, references, count=2)
+    graph = training_graph("unused", 1)
+    graph["2"]["inputs"]["instance_data_dir"] = str(targets)
+    graph["3"]["inputs"]["instance_data_dir"] = str(references)
+    only_pairs = {name: graph[name] for name in "234"}
+    only_pairs["5"] = {"class_type": "PreviewAny", "inputs": {"source": ["4", 2]}}
+    outputs = server.run(only_pairs)
+    assert outputs["5"]["text"][0].startswith("2 pairs in 1 bucket")
+
+
 def test_progress_reaches_the_browser(server):
     aiohttp = pytest.importorskip("aiohttp")
     graph = training_graph("watched", 12, validate=True)
