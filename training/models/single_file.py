@@ -42,8 +42,6 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 LONGEST_REASON = 400
 """Characters of a library's message that are passed on."""
 
-EXPORT_METADATA = {"modelspec.architecture": "LongCat-Image", "format": "pt"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFile:
@@ -205,7 +203,7 @@ def export_transformer(transformer: nn.Module, path: Path, metadata: Mapping[str
         OSError: the disk is full or the folder cannot be written.
     """
     weights = native_keys.convert(transformer.state_dict(), native_keys.NATIVE, "the model to export")
-    write_safetensors(path, weights, EXPORT_METADATA | dict(metadata or {}))
+    write_safetensors(path, weights, metadata or {})
 
 
 def find_in(folders: Iterable[Path]) -> list[FoundFile]:
