@@ -71,9 +71,9 @@ def test_a_dropped_caption_is_the_empty_one_with_the_same_reference(transformer,
 
 def test_the_reference_is_seen(transformer, batch):
     other = replace(batch, ref_latents=(batch.ref_latents[0].flip(-1),))
-    difference = run(transformer, batch, make_draws(batch)).prediction - run(
-        transformer, other, make_draws(batch)
-    ).prediction
+    difference = (
+        run(transformer, batch, make_draws(batch)).prediction - run(transformer, other, make_draws(batch)).prediction
+    )
     assert difference.abs().max() > 1e-3
 
 
