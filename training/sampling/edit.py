@@ -138,27 +138,23 @@ def sample_edit(
     family = family_of(handle.config.model_family)
     noise = initial_noise(_latents_shape(config, positive.raw_ref_latents), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in (positive, negative))
-
-    def on_step(done: int, denoised: Tensor) -> None:
-        callbacks.on_event(
-            StageProgress(stage="sampling", done=done, total=config.num_inference_steps, preview=preview(denoised))
-        )
-        _stop_if_asked(callbacks)
-
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    on_step = _reporter(steps, callbacks, preview)
     with open_transformer(handle, device, callbacks) as transformer:
-        latents = sample_image(
-            family,
-            transformer,
-            noise,
-            inputs,
-            negative_inputs,
-            config.num_inference_steps,
-            config.guidance_scale,
-            on_step,
-        )
+        latents = sample_image(family, transformer, noise, inputs, negative_inputs, steps, guidance, on_step)
     with open_vae(handle, device, callbacks) as vae:
         pixels = family.decode(vae, latents)
     return EditSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
+
+
+def _reporter(
+    total: int, callbacks: Callbacks, preview: Callable[[Tensor], Image | None]
+) -> Callable[[int, Tensor], None]:
+    def on_step(done: int, denoised: Tensor) -> None:
+        callbacks.on_event(StageProgress(stage="sampling", done=done, total=total, preview=preview(denoised)))
+        _stop_if_asked(callbacks)
+
+    return on_step
 
 
 def _inputs(
