@@ -1,7 +1,5 @@
 # `make demo` and `make test` work on a fresh clone: they build .venv with the tested versions first.
 # Another Python:        make test PYTHON=python3.12
-# A smaller torch where there is no NVIDIA card (Linux):
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ EXAMPLE_FOLDER = "longcat-example"
 """Drawn on first use, so that the shipped workflows run as they are."""
 
 EXAMPLE_SIDES = ("targets", "references")
+
+EXAMPLE_SIZE = 768
+"""Px; the resolution of the shipped workflows, so that nothing is enlarged."""
 
 
 class LongCatDataset:
@@ -135,6 +139,10 @@ class CacheVAELatents:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, cache_dir_vae: str = "", reference_cache_dir_vae: str = "", **_others: Any) -> str:
+        return _which_exist(cache_dir_vae, reference_cache_dir_vae)
+
     def cache(
         self,
         model: ModelHandle,
@@ -181,6 +189,10 @@ class LongCatCacheText:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, cache_dir_text: str = "", **_others: Any) -> str:
+        return _which_exist(cache_dir_text)
+
     def cache_text(
         self, model: ModelHandle, cache: Cache, cache_dir_text: str, unique_id: str | None = None
     ) -> tuple[Cache, str]:
@@ -206,7 +218,7 @@ def _draw_example(folder: Path) -> None:
     from ..training.tiny.world import draw_example_pairs
 
     with replacing_folder(folder) as temporary:
-        draw_example_pairs(*(temporary / side for side in EXAMPLE_SIDES))
+        draw_example_pairs(*(temporary / side for side in EXAMPLE_SIDES), size=EXAMPLE_SIZE)
 
 
 def _cache_folder(name: str, what: str) -> Path:
@@ -215,12 +227,15 @@ def _cache_folder(name: str, what: str) -> Path:
     Raises:
         PathError: neither.
     """
-    from dataclasses import replace
-
     host = current_host()
     roots = host.data_roots()
     bounds = None if roots.roots is None else (*roots.roots, host.cache_dir())
     return replace(roots, bases=(host.cache_dir(),), roots=bounds).resolve_new(name, what)
+
+
+def _which_exist(*names: str) -> str:
+    """Differs after a cache folder was deleted, so that ComfyUI runs the node again instead of remembering it."""
+    return ",".join(str(_cache_folder(name, "cache folder").is_dir()) for name in names)
 
 
 def _pairs_report(pairs: TrainingSet) -> str:
