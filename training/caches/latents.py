@@ -35,10 +35,10 @@ def cache_latents(
         StoppedByUserError: asked to stop; finished files stay.
     """
     from ..models.components import open_vae
-    from ..models.source import component_identity, resolve_folder
+    from ..models.source import identity_of
 
     check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
-    vae = component_identity(resolve_folder(handle, callbacks), "vae")
+    vae = identity_of(handle, "vae", callbacks)
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]
     hashes = hash_pictures(pictures, callbacks)
     family = family_of(handle.config.model_family)

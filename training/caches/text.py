@@ -76,10 +76,10 @@ def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
 def _items(cache: Cache, handle: ModelHandle, folder: Path, callbacks: Callbacks) -> tuple[list[Item], list[Item]]:
     """Each record's instruction, and its empty instruction."""
     from ..models.components import compute_dtype
-    from ..models.source import component_identity, resolve_folder
+    from ..models.source import identity_of
 
     records = [cached.record for cached in cache.records]
-    text_encoder = component_identity(resolve_folder(handle, callbacks), "text_encoder")
+    text_encoder = identity_of(handle, "text_encoder", callbacks)
     dtype = compute_dtype(handle)
     hashes = hash_pictures([path for record in records for path in record.references], callbacks)
     family = family_of(handle.config.model_family)

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, NonFiniteLossError, PreviewError, StoppedB
 from ..files import write_json
 from ..lora.file import save_lora
 from ..models.handle import ModelHandle
-from ..models.source import component_identity, resolve_folder
+from ..models.source import identity_of
 from ..validation import Previews, newest_pictures, prepare_previews
 from .check import check_run
 from .checkpoint import remove_unfinished, restore_newest, save_checkpoint
@@ -69,7 +69,7 @@ def train(
         StoppedByUserError: asked to stop; everything is saved.
     """
     check_run(config, handle, cache, places.validation_cache)
-    identity = component_identity(resolve_folder(handle, callbacks), "transformer")
+    identity = identity_of(handle, "transformer", callbacks)
     fingerprint = run_fingerprint(config, handle, cache, identity)
     with claim_run(config, fingerprint, places.runs_dir, places.lora_dir) as run:
         if run.finished:

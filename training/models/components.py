@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ModelError
 from ..loop.events import Callbacks, StageProgress
 from ..quantisation import INT8_QUANTO, ensure_available, quantise
+from . import single_file
 from .handle import ModelHandle
 from .quiet import no_progress_bars
 from .source import resolve_folder
@@ -42,13 +43,18 @@ def open_vae(handle: ModelHandle, device: torch.device, callbacks: Callbacks) ->
         ModelError: the folder is incomplete, damaged or of another model.
         StoppedByUserError: stopped while downloading.
     """
-    import torch
-    from diffusers import AutoencoderKL
+    files = handle.files
+    folder = None if files else resolve_folder(handle, callbacks)
 
-    folder = resolve_folder(handle, callbacks)
-    with _on_device(
-        "VAE", lambda: _from_folder(AutoencoderKL, folder / "vae", torch.float32), device, callbacks
-    ) as vae:
+    def load() -> nn.Module:
+        import torch
+        from diffusers import AutoencoderKL
+
+        if files:
+            return single_file.load_vae(files.vae)
+        return _from_folder(AutoencoderKL, folder / "vae", torch.float32)
+
+    with _on_device("VAE", load, device, callbacks) as vae:
         yield vae
 
 
@@ -63,12 +69,17 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
     """
     precision = handle.config.text_encoder_1_precision
     ensure_available(precision)
-    folder = resolve_folder(handle, callbacks)
+    files = handle.files
+    folder = None if files else resolve_folder(handle, callbacks)
 
     def load() -> nn.Module:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", compute_dtype(handle))
+        dtype = compute_dtype(handle)
+        if files:
+            model = single_file.load_text_encoder(files.text_encoder, dtype)
+        else:
+            model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
         if precision == INT8_QUANTO:
             quantise(model, precision)
         return model
@@ -76,8 +87,8 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
     with _on_device("text encoder", load, device, callbacks) as model:
         text_encoder = TextEncoder(
             model=model,
-            tokenizer=_tokenizer(folder / "tokenizer"),
-            image_processor=_image_processor(folder / "text_processor"),
+            tokenizer=_tokenizer(files.tokenizer if files else folder / "tokenizer"),
+            image_processor=single_file.image_processor() if files else _image_processor(folder / "text_processor"),
         )
         del model
         try:
@@ -98,12 +109,17 @@ def open_transformer(handle: ModelHandle, device: torch.device, callbacks: Callb
     """
     precision = handle.config.base_model_precision
     ensure_available(precision)
-    folder = resolve_folder(handle, callbacks)
+    files = handle.files
+    folder = None if files else resolve_folder(handle, callbacks)
 
     def load() -> nn.Module:
         from diffusers import LongCatImageTransformer2DModel
 
-        model = _from_folder(LongCatImageTransformer2DModel, folder / "transformer", compute_dtype(handle))
+        dtype = compute_dtype(handle)
+        if files:
+            model = single_file.load_transformer(files.transformer, dtype)
+        else:
+            model = _from_folder(LongCatImageTransformer2DModel, folder / "transformer", dtype)
         if precision == INT8_QUANTO:
             quantise(model, precision)
         _apply_loras(model, handle)

@@ -17,6 +17,17 @@ class LoraUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """ComfyUI's single files of one model; see single_file.py."""
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    """The folder with vocab.json, see `single_file.find_tokenizer`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelHandle:
     """What LoadLongCat returns: settings, where models live, the LoRAs on top."""
 
@@ -25,6 +36,8 @@ class ModelHandle:
     """Folders searched for `<name>/model_index.json`; downloads and tiny twins go into the first."""
     folder: Path | None = None
     """The diffusers folder named by the user (already checked); None: found by flavour, see `source.resolve_folder`."""
+    files: ModelFiles | None = None
+    """Single files (already checked) instead of a folder."""
     loras: tuple[LoraUse, ...] = ()
 
     def with_lora(self, use: LoraUse) -> ModelHandle:

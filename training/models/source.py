@@ -11,7 +11,7 @@ from ..files import sha256_of_file, sha256_of_json
 from ..loop.events import Callbacks
 from .checkpoint_files import check_weights, read_json, weight_files, weights_identity
 from .family import FLAVOURS, Flavour
-from .handle import ModelHandle
+from .handle import ModelFiles, ModelHandle
 
 PIPELINES = {"edit": "LongCatImageEditPipeline", "tiny-edit": "LongCatImageEditPipeline"}
 """Flavour to the class in model_index.json: text-to-image and edit have equal transformers, only this tells them."""
@@ -64,6 +64,48 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
             check_weights(path)
 
 
+def check_files(files: ModelFiles) -> None:
+    """Refuses single files that are not the three parts of one LongCat-Image model; reads headers only.
+
+    Raises:
+        ModelError: naming what was found and what is wanted.
+    """
+    from . import single_file
+
+    parts = (single_file.inspect(path) for path in (files.transformer, files.vae, files.text_encoder))
+    single_file.check_parts(*parts)
+    single_file.find_tokenizer([files.tokenizer])
+
+
+def component_config(handle: ModelHandle, component: str, callbacks: Callbacks) -> dict[str, Any]:
+    """The settings of a component, from its config.json or its single file's header.
+
+    Raises:
+        ModelError, StoppedByUserError: as `resolve_folder`.
+    """
+    if handle.files is None:
+        return read_json(resolve_folder(handle, callbacks) / component / "config.json")
+    from .single_file import inspect
+
+    return inspect(getattr(handle.files, component)).config
+
+
+def identity_of(handle: ModelHandle, component: str, callbacks: Callbacks) -> str:
+    """`component_identity` of wherever the handle's weights are.
+
+    Raises:
+        ModelError, StoppedByUserError: as `resolve_folder`.
+    """
+    if handle.files is None:
+        return component_identity(resolve_folder(handle, callbacks), component)
+    path = getattr(handle.files, component)
+    check_weights(path)
+    parts: dict[str, Any] = {"weights": weights_identity(path)}
+    if component == "text_encoder":
+        parts["tokenizer"] = _hashes(handle.files.tokenizer)
+    return sha256_of_json(parts)
+
+
 def component_identity(folder: Path, component: str) -> str:
     """Hash that changes with the component's settings or weights, whatever the folder is called.
 
@@ -78,9 +120,13 @@ def component_identity(folder: Path, component: str) -> str:
         parts[path.name] = weights_identity(path)
     if component == "text_encoder":
         for name in PREPROCESSING:
-            files = sorted(path for path in (folder / name).iterdir() if path.suffix in (".json", ".txt"))
-            parts[name] = {path.name: sha256_of_file(path) for path in files}
+            parts[name] = _hashes(folder / name)
     return sha256_of_json(parts)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt"))
+    return {path.name: sha256_of_file(path) for path in files}
 
 
 def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:

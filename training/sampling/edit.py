@@ -125,14 +125,12 @@ def sample_edit(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    from ..models.checkpoint_files import read_json
     from ..models.components import open_transformer, open_vae
     from ..models.latents import denormalise
-    from ..models.source import resolve_folder
+    from ..models.source import component_config
     from .image import initial_noise, sample_image
 
-    folder = resolve_folder(handle, callbacks)
-    transformer_config, vae_config = (read_json(folder / name / "config.json") for name in ("transformer", "vae"))
+    transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
     for name, conditioning in (("positive", positive), ("negative", negative)):
         _check_fit(name, conditioning, transformer_config)
     family = family_of(handle.config.model_family)
