@@ -164,6 +164,7 @@ class ComfyCallbacks:
         elif isinstance(event, RunFinished):
             self._step = event.step
             self._announce("finished")
+            self._say(f"finished at step {event.step}: {event.lora.name}")
 
     def should_stop(self) -> bool:
         import comfy.model_management
