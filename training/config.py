@@ -32,9 +32,11 @@ class ModelConfig(Checked):
     )
     model_flavour: str = option(
         "edit",
-        "edit changes a reference picture by instruction; tiny-edit is its twin of a few megabytes with random weights"
-        " (for trying a workflow out on any machine).",
-        choices=("edit", "tiny-edit"),
+        "final draws pictures from text, dev is the same before its polishing (the better base for a LoRA); edit"
+        " changes a reference picture by instruction, edit-turbo does so in 8 steps without guidance (sampling only)."
+        " tiny and tiny-edit are twins of a few megabytes with random weights (for trying a workflow out on any"
+        " machine).",
+        choices=("final", "dev", "edit", "edit-turbo", "tiny", "tiny-edit"),
     )
     pretrained_model_name_or_path: str = option(
         "auto",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..data.records import Record
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
@@ -45,7 +47,8 @@ class Family(Protocol):
         Args:
             text_encoder: as `components.open_text_encoder` yields it.
             prompt: may be empty.
-            references: pixels, each [1, 3, H, W]; the pictures the instruction speaks of, at their bucket size.
+            references: pixels, each [1, 3, H, W]; the pictures the instruction speaks of, at their bucket size. None:
+                the prompt describes a picture (text-to-image).
 
         Returns:
             prompt_embeds: [1, L, D] in the text encoder's dtype.
@@ -96,18 +99,85 @@ class Flavour:
     """Hub id; None for twins that are built here."""
     folder_name: str
     """Name of its folder below models/longcat."""
-    needs_reference: bool
+    pipeline: str
+    """Class in model_index.json: text-to-image and edit have equal transformers, only this tells them apart."""
+    distilled: bool = False
+    """Made for few steps without guidance: no base for training."""
+    training_hint: str = ""
+    """Said once when a training on it begins."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """True: every sample is about a reference picture. False: none may be."""
+        return self.pipeline == EDIT
+
+
+TEXT_TO_IMAGE = "LongCatImagePipeline"
+EDIT = "LongCatImageEditPipeline"
 
 FLAVOURS: dict[str, Flavour] = {
+    "final": Flavour(
+        family="longcat_image",
+        repo_id="meituan-longcat/LongCat-Image",
+        folder_name="LongCat-Image",
+        pipeline=TEXT_TO_IMAGE,
+        training_hint=(
+            "model_flavour final is the finished model, polished for sampling. The official trainer starts from dev,"
+            " which is meant for fine-tuning and usually the better base of a LoRA: choose model_flavour dev in"
+            " LoadLongCat. A LoRA trained on dev can be used on final."
+        ),
+    ),
+    "dev": Flavour(
+        family="longcat_image",
+        repo_id="meituan-longcat/LongCat-Image-Dev",
+        folder_name="LongCat-Image-Dev",
+        pipeline=TEXT_TO_IMAGE,
+    ),
     "edit": Flavour(
         family="longcat_image",
         repo_id="meituan-longcat/LongCat-Image-Edit",
         folder_name="LongCat-Image-Edit",
-        needs_reference=True,
+        pipeline=EDIT,
     ),
-    "tiny-edit": Flavour(family="longcat_image", repo_id=None, folder_name="tiny-edit", needs_reference=True),
+    "edit-turbo": Flavour(
+        family="longcat_image",
+        repo_id="meituan-longcat/LongCat-Image-Edit-Turbo",
+        folder_name="LongCat-Image-Edit-Turbo",
+        pipeline=EDIT,
+        distilled=True,
+    ),
+    "tiny": Flavour(family="longcat_image", repo_id=None, folder_name="tiny", pipeline=TEXT_TO_IMAGE),
+    "tiny-edit": Flavour(family="longcat_image", repo_id=None, folder_name="tiny-edit", pipeline=EDIT),
 }
+
+
+def check_training_data(flavour_name: str, records: Sequence[Record]) -> None:
+    """Refuses a flavour that nothing can be trained on, and records that are not of its kind; loads nothing.
+
+    Raises:
+        ConfigError: naming the flavour, the records and what to change.
+    """
+    from ..errors import ConfigError
+
+    flavour = FLAVOURS[flavour_name]
+    if flavour.distilled:
+        raise ConfigError(
+            f"model_flavour {flavour_name} cannot be trained on: it was distilled to draw in 8 steps without guidance,"
+            " and training on noise levels of the ordinary kind would undo that. Train on model_flavour edit; the LoRA"
+            f" can then be used on {flavour_name}."
+        )
+    if flavour.needs_reference:
+        wrong = [record.name for record in records if not record.references]
+        what, remedy = "have none", "Give PairDatasets a folder of references, or choose a text-to-image flavour."
+    else:
+        wrong = [record.name for record in records if record.references]
+        what, remedy = "have one", "Leave out the folder of references, or choose model_flavour edit."
+    if wrong:
+        task = "edits a reference picture" if flavour.needs_reference else "draws from text alone, without a reference"
+        raise ConfigError(
+            f"model_flavour {flavour_name} {task}, but {len(wrong)} of {len(records)} samples {what}:"
+            f" {', '.join(wrong[:10])}. {remedy}"
+        )
 
 
 def family_of(name: str) -> Family:

@@ -1,4 +1,6 @@
-"""LongCat-Image: what its transformer and VAE want and give (follows diffusers: pipeline_longcat_image_edit.py).
+"""LongCat-Image: what its transformer and VAE want and give.
+
+Follows diffusers: pipeline_longcat_image.py and pipeline_longcat_image_edit.py. An edit is the same with a reference.
 
 Legend: B batch, C channels (16), h w latent height and width (pixels / 8), S packed tokens, L text tokens, D embedding.
 """
@@ -26,7 +28,7 @@ from .latents import (
     text_position_ids,
     unpack_latents,
 )
-from .longcat_image_prompt import encode_edit_prompt
+from .longcat_image_prompt import encode_prompt
 
 if TYPE_CHECKING:
     from .components import TextEncoder
@@ -59,17 +61,17 @@ class LongCatImageFamily:
     name = "longcat_image"
 
     def encode_prompt(self, text_encoder: TextEncoder, prompt: str, references: Sequence[Tensor]) -> Tensor:
-        """Embeddings of an instruction about one reference [1, 3, H, W] -> [1, L, D], L = 514 + vision tokens.
+        """Embeddings of a prompt -> [1, 512, D]; about a reference [1, 3, H, W] -> [1, 514 + vision tokens, D].
 
         Raises:
-            ConfigError: there is not exactly one reference.
+            ConfigError: there is more than one reference.
         """
-        if len(references) != 1:
+        if len(references) > 1:
             raise ConfigError(
                 f"The prompt came with {len(references)} reference pictures; LongCat-Image-Edit was trained with"
                 " exactly one. Connect one reference."
             )
-        return encode_edit_prompt(text_encoder, prompt, references[0])
+        return encode_prompt(text_encoder, prompt, references[0] if references else None)
 
     @torch.no_grad()
     def encode_pixels(self, vae: Any, pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""From an instruction and its reference picture to prompt embeddings, as LongCat-Image-Edit was trained.
+"""From a prompt, and for edits its reference picture, to prompt embeddings, as LongCat-Image was trained.
 
-Written anew rather than taken from diffusers' pipeline, because under transformers 5.3 and later that one silently
-loses the 3-D positions of the reference, and because it mangles prompts with two apostrophes.
+Written anew rather than taken from diffusers' pipelines, because under transformers 5.3 and later these number the pads
+otherwise and silently lose the 3-D positions of the reference, and because they mangle prompts with two apostrophes.
 
 Legend: L tokens of the whole sequence, H W pixel height and width, D embedding.
 """
@@ -29,6 +29,10 @@ IMAGE_PAD = "<|image_pad|>"
 VISION_START = "<|vision_start|>"
 
 # The wording is part of the released weights (source: longcat_image/utils/model_utils.py of the official code).
+TEXT_PREFIX = (
+    "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content,"
+    " suitable for input to a text-to-image model.<|im_end|>\n<|im_start|>user\n"
+)
 EDIT_PREFIX = (
     "<|im_start|>system\nAs an image editing expert, first analyze the content and attributes of the input image(s)."
     " Then, based on the user's editing instructions, clearly and precisely determine how to modify the given"
@@ -75,7 +79,12 @@ def tokenize_prompt(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def build_sequence(tokenizer: Any, prompt: str, image_tokens: int) -> tuple[Tensor, Tensor]:
-    """Prefix with the picture's tokens, prompt, pads, suffix.
+    """Prefix (with the picture's tokens), prompt, pads, suffix.
+
+    Args:
+        tokenizer: Qwen2.5's.
+        prompt: any text.
+        image_tokens: of the reference; 0: there is none, so the prompt describes a picture.
 
     Returns:
         input_ids: [L], L = prefix + 512 + suffix.
@@ -83,7 +92,8 @@ def build_sequence(tokenizer: Any, prompt: str, image_tokens: int) -> tuple[Tens
     """
     image_pad = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     prefix: list[int] = []
-    for token in tokenizer(EDIT_PREFIX, add_special_tokens=False)["input_ids"]:
+    template = EDIT_PREFIX if image_tokens else TEXT_PREFIX
+    for token in tokenizer(template, add_special_tokens=False)["input_ids"]:
         prefix += [token] * (image_tokens if token == image_pad else 1)
     suffix = tokenizer(SUFFIX, add_special_tokens=False)["input_ids"]
     prompt_ids = tokenize_prompt(tokenizer, prompt)
@@ -101,9 +111,9 @@ def position_ids(is_image: Tensor, attention_mask: Tensor, rows: int, columns: i
     on behind the largest number used; every pad is at 1, so that all pads of a prompt get one and the same embedding.
 
     Args:
-        is_image: [L] bool, rows * columns of them True, in one run.
+        is_image: [L] bool, rows * columns of them True, in one run; none without a picture.
         attention_mask: [L], 0 for pads.
-        rows: of the picture after Qwen's 2x2 merge.
+        rows: of the picture after Qwen's 2x2 merge; 0 without one.
         columns: of the same.
 
     Returns:
@@ -135,21 +145,20 @@ def half_size(reference: Tensor) -> Image:
 
 
 @torch.no_grad()
-def encode_edit_prompt(text_encoder: TextEncoder, prompt: str, reference: Tensor) -> Tensor:
-    """Embeddings of `prompt` about `reference`.
+def encode_prompt(text_encoder: TextEncoder, prompt: str, reference: Tensor | None) -> Tensor:
+    """Embeddings of `prompt`, about `reference` if there is one.
 
     Args:
         text_encoder: Qwen2.5-VL with its tokenizer and image processor.
-        prompt: "" is legal (guidance, caption dropout): 512 pads behind the same picture.
-        reference: pixels [1, 3, H, W] in -1..1.
+        prompt: "" is legal (guidance, caption dropout): 512 pads, behind the same picture.
+        reference: pixels [1, 3, H, W] in -1..1; None: text-to-image.
 
     Returns:
-        prompt_embeds: [1, 1 + vision tokens + 1 + 512, D], the last layer after its norm, from vision_start up to the
-            suffix, in the text encoder's dtype and on its device.
+        prompt_embeds: the last layer after its norm, in the text encoder's dtype and on its device. Text-to-image: the
+            prompt's slots, [1, 512, D]. With a reference from vision_start on, [1, 1 + vision tokens + 1 + 512, D].
     """
-    tokenizer, processor = text_encoder.tokenizer, text_encoder.image_processor
-    picture = processor(images=[half_size(reference)], return_tensors="pt")
-    _, rows, columns = (side // processor.merge_size for side in picture["image_grid_thw"][0].tolist())
+    tokenizer = text_encoder.tokenizer
+    picture, rows, columns = _picture_inputs(text_encoder, reference)
     input_ids, attention_mask = build_sequence(tokenizer, prompt, rows * columns)
     is_image = input_ids == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     device = text_encoder.model.device
@@ -158,10 +167,20 @@ def encode_edit_prompt(text_encoder: TextEncoder, prompt: str, reference: Tensor
         input_ids=input_ids.unsqueeze(0).to(device),
         attention_mask=attention_mask.unsqueeze(0).to(device),
         position_ids=position_ids(is_image, attention_mask, rows, columns).to(device),
-        pixel_values=picture["pixel_values"].to(device),
-        image_grid_thw=picture["image_grid_thw"].to(device),
+        pixel_values=picture["pixel_values"].to(device) if picture else None,
+        image_grid_thw=picture["image_grid_thw"].to(device) if picture else None,
         use_cache=False,
     )
-    first = input_ids.tolist().index(tokenizer.convert_tokens_to_ids(VISION_START))
-    last = first + 1 + rows * columns + 1 + PROMPT_SLOTS
-    return output.last_hidden_state[:, first:last].clone()
+    last = len(input_ids) - len(tokenizer(SUFFIX, add_special_tokens=False)["input_ids"])
+    vision = 1 + rows * columns + 1 if picture else 0
+    return output.last_hidden_state[:, last - PROMPT_SLOTS - vision : last].clone()
+
+
+def _picture_inputs(text_encoder: TextEncoder, reference: Tensor | None) -> tuple[Any, int, int]:
+    """What the vision encoder reads, and the rows and columns of tokens that it makes of it."""
+    if reference is None:
+        return None, 0, 0
+    processor = text_encoder.image_processor
+    picture = processor(images=[half_size(reference)], return_tensors="pt")
+    _, rows, columns = (side // processor.merge_size for side in picture["image_grid_thw"][0].tolist())
+    return picture, rows, columns

@@ -13,9 +13,6 @@ from .checkpoint_files import check_weights, read_json, weight_files, weights_id
 from .family import FLAVOURS, Flavour
 from .handle import ModelFiles, ModelHandle
 
-PIPELINES = {"edit": "LongCatImageEditPipeline", "tiny-edit": "LongCatImageEditPipeline"}
-"""Flavour to the class in model_index.json: text-to-image and edit have equal transformers, only this tells them."""
-
 CLASSES = {
     "transformer": "LongCatImageTransformer2DModel",
     "vae": "AutoencoderKL",
@@ -134,16 +131,16 @@ def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
     candidates = [models_dir / flavour.folder_name for models_dir in handle.models_dirs]
     found = next((folder for folder in candidates if (folder / "model_index.json").is_file()), None)
     if flavour.repo_id is None:
-        return _twin(found or candidates[0])
+        return _twin(found or candidates[0], flavour)
     return found or _downloaded(flavour, flavour.repo_id, candidates[0], callbacks)
 
 
-def _twin(folder: Path) -> Path:
+def _twin(folder: Path, flavour: Flavour) -> Path:
     from ..tiny.image_checkpoint import build_tiny_image_checkpoint, is_outdated
 
     if is_outdated(folder) or not (folder / "model_index.json").is_file():
         _refuse_foreign(folder)
-        build_tiny_image_checkpoint(folder)
+        build_tiny_image_checkpoint(folder, flavour.pipeline)
     return folder
 
 
@@ -167,13 +164,13 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _check_pipeline(folder: Path, config: ModelConfig) -> None:
-    wanted = PIPELINES[config.model_flavour]
+    wanted = FLAVOURS[config.model_flavour].pipeline
     index = folder / "model_index.json"
     found = _class_name(read_json(index)) if index.is_file() else None
     if found == wanted:
         return
     there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
-    source = FLAVOURS[config.model_flavour].repo_id or FLAVOURS["edit"].repo_id
+    source = next(each.repo_id for each in FLAVOURS.values() if each.pipeline == wanted and each.repo_id)
     raise ModelError(
         f"{folder} holds {there}; model_family {config.model_family}, flavour {config.model_flavour} needs a diffusers"
         f" folder of a {wanted}, such as {source}. Choose that folder, or the family and flavour of this one."

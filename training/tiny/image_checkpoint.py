@@ -1,6 +1,7 @@
-"""The tiny twin of LongCat-Image-Edit: the released folder's layout and classes, a few megabytes, random weights.
+"""The tiny twins of LongCat-Image and LongCat-Image-Edit: the released layout and classes, random weights.
 
-It lets every workflow run on any machine. Nothing is downloaded, and every build gives the same weights.
+They are a few megabytes and let every workflow run on any machine. Nothing is downloaded, and every build gives the
+same weights. The two released models have the same parts, and so have their twins: only model_index.json differs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing_folder
+from ..models.family import EDIT
 from ..models.quiet import no_progress_bars
 from .tokenizer import byte_level_merges, token_ids, write_tokenizer
 from .vae import build_vae
@@ -44,8 +46,7 @@ IMAGE_PROCESSOR = {
 }
 """Qwen2.5-VL's own values (huggingface/transformers: models/qwen2_vl/image_processing_qwen2_vl.py)."""
 
-MODEL_INDEX = {
-    "_class_name": "LongCatImageEditPipeline",
+MODEL_PARTS = {
     "_diffusers_version": "0.37.0",
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
@@ -89,8 +90,12 @@ TEXT_KEY_SIZE = 0.5
 """Smaller for text: its 512 slots, most of them padding, would else drown the picture's few tokens."""
 
 
-def build_tiny_image_checkpoint(folder: Path) -> None:
-    """Builds the twin's diffusers folder; `folder` appears whole or not at all, an older one is replaced.
+def build_tiny_image_checkpoint(folder: Path, pipeline: str = EDIT) -> None:
+    """Builds a twin's diffusers folder; `folder` appears whole or not at all, an older one is replaced.
+
+    Args:
+        folder: to be made.
+        pipeline: `Flavour.pipeline` of the twin.
 
     Raises:
         OSError: the disk is full or the parent folder cannot be written.
@@ -114,7 +119,7 @@ def build_tiny_image_checkpoint(folder: Path) -> None:
         for name in ("tokenizer", "text_processor"):
             write_tokenizer(temporary / name)
         _write(temporary / "text_processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
-        _write(temporary / "model_index.json", MODEL_INDEX)
+        _write(temporary / "model_index.json", {"_class_name": pipeline, **MODEL_PARTS})
         _write(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
 
 
