@@ -24,6 +24,16 @@ EXAMPLE_SIDES = ("targets", "references")
 EXAMPLE_SIZE = 768
 """Px; the resolution of the shipped workflows, so that nothing is enlarged."""
 
+# Saved workflows hold widgets by place: new ones only at the end.
+OPTIONAL_DATASET_FIELDS = (
+    "aspect_bucket_alignment",
+    "repeats",
+    "instance_prompt",
+    "resolution_type",
+    "crop_style",
+    "crop_aspect",
+)
+
 
 class LongCatDataset:
     """Names a folder of pictures and how to read it."""
@@ -45,7 +55,7 @@ class LongCatDataset:
         required = ("instance_data_dir", "id", "dataset_type", "caption_strategy", "resolution")
         return {
             "required": widgets(DatasetConfig, *required),
-            "optional": widgets(DatasetConfig, "aspect_bucket_alignment", "repeats"),
+            "optional": widgets(DatasetConfig, *OPTIONAL_DATASET_FIELDS),
         }
 
     @classmethod
@@ -60,9 +70,13 @@ class LongCatDataset:
         id: str,
         dataset_type: str,
         caption_strategy: str,
-        resolution: int,
+        resolution: str,
         aspect_bucket_alignment: int = DatasetConfig.aspect_bucket_alignment,
         repeats: int = DatasetConfig.repeats,
+        instance_prompt: str = DatasetConfig.instance_prompt,
+        resolution_type: str = DatasetConfig.resolution_type,
+        crop_style: str = DatasetConfig.crop_style,
+        crop_aspect: str = DatasetConfig.crop_aspect,
     ) -> tuple[DatasetConfig]:
         config = DatasetConfig(
             id=id,
@@ -72,6 +86,10 @@ class LongCatDataset:
             resolution=resolution,
             aspect_bucket_alignment=aspect_bucket_alignment,
             repeats=repeats,
+            instance_prompt=instance_prompt,
+            resolution_type=resolution_type,
+            crop_style=crop_style,
+            crop_aspect=crop_aspect,
         )
         return (config,)
 

@@ -155,9 +155,9 @@ def test_training_has_the_quickstarts_values(api):
     assert validation["validation_num_inference_steps"] == 40
     assert validation["validation_resolution"] == "768x768"
     targets = _only(api, "LongCatDataset", id="edit-images")
-    assert (targets["caption_strategy"], targets["resolution"]) == ("textfile", 768)
+    assert (targets["caption_strategy"], targets["resolution"]) == ("textfile", "768")
     references = _only(api, "LongCatDataset", id="ref-images")
-    assert (references["caption_strategy"], references["resolution"]) == ("none", 768)
+    assert (references["caption_strategy"], references["resolution"]) == ("none", "768")
     assert targets["aspect_bucket_alignment"] == references["aspect_bucket_alignment"] == 64
     caches = _only(api, "CacheVAELatents")
     assert caches["cache_dir_vae"] != caches["reference_cache_dir_vae"]

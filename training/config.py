@@ -10,12 +10,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 from .options import Checked, option
-
-PIXELS_PER_TOKEN = 16
-"""VAE 8 px x patch 2 = 16 px: both sides of every picture are multiples of it."""
-
-BUCKET_ALIGNMENT = 64
-"""Px; the grid of the aspect buckets (guide: keep on 64)."""
+from .sizes import BUCKET_ALIGNMENT, PIXELS_PER_TOKEN, check_multiple, parse_resolutions, parse_size
 
 LARGEST_INT = 2**53 - 1
 """Largest whole number that survives JSON in a browser; the bound of seeds and counts."""
@@ -74,15 +69,15 @@ class DatasetConfig(Checked):
     )
     caption_strategy: str = option(
         "textfile",
-        "textfile: the caption or instruction is in a .txt of the picture's name; none: no captions (references).",
-        choices=("textfile", "none"),
+        "Where captions and instructions come from. textfile: a .txt of the picture's name; filename: the name itself;"
+        " instanceprompt: instance_prompt for all; json, csv: one table in the folder (or a .json of the picture's"
+        " name); none: no captions (references).",
+        choices=("textfile", "filename", "instanceprompt", "json", "csv", "none"),
     )
-    resolution: int = option(
-        768,
-        "Px; side of the square whose area every bucket of this dataset has (guide: 768 or 1024).",
-        low=64,
-        high=4096,
-        step=16,
+    resolution: str = option(
+        "768",
+        "Size of the pictures (guide: 768 or 1024): one number, or several with commas (512,1024: every picture at"
+        " each). Or WIDTHxHEIGHT sizes (1024x1024,1344x768): of those of about one area each picture gets the nearest.",
     )
     aspect_bucket_alignment: int = option(
         BUCKET_ALIGNMENT,
@@ -96,10 +91,43 @@ class DatasetConfig(Checked):
         0, "How many more times each picture is seen per epoch (0: once).", low=0, high=10_000, step=1, advanced=True
     )
 
+    instance_prompt: str = option("", "The one caption of all pictures; for caption_strategy instanceprompt.")
+    resolution_type: str = option(
+        "pixel_area",
+        "What a number in resolution means. pixel_area: px, side of the square of equal area; pixel: px, the shorter"
+        " side; area: megapixels (1 is 1024x1024).",
+        choices=("pixel_area", "pixel", "area"),
+        advanced=True,
+    )
+    crop_style: str = option(
+        "center",
+        "Which part stays where a picture is cropped: the middle, the top left corner, or a part drawn by chance, the"
+        " same each time for a file name. A reference is cropped like its target.",
+        choices=("center", "corner", "random"),
+        advanced=True,
+    )
+    crop_aspect: str = option(
+        "preserve",
+        "preserve: each picture gets the bucket nearest to its own aspect; square: all are cropped to squares.",
+        choices=("preserve", "square"),
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_multiple("DatasetConfig.resolution", self.resolution, PIXELS_PER_TOKEN)
-        _check_multiple("DatasetConfig.aspect_bucket_alignment", self.aspect_bucket_alignment, BUCKET_ALIGNMENT)
+        check_multiple("DatasetConfig.aspect_bucket_alignment", self.aspect_bucket_alignment, BUCKET_ALIGNMENT)
+        entries = parse_resolutions(self.resolution, self.resolution_type, "DatasetConfig.resolution")
+        oblong = [entry for entry in entries if isinstance(entry, tuple) and entry[0] != entry[1]]
+        if self.crop_aspect == "square" and oblong:
+            raise ConfigError(
+                f"DatasetConfig.crop_aspect is 'square', but resolution holds {oblong[0][0]}x{oblong[0][1]}. Set"
+                " crop_aspect to 'preserve', or give square sizes."
+            )
+        if self.caption_strategy == "instanceprompt" and not self.instance_prompt.strip():
+            raise ConfigError(
+                "DatasetConfig.instance_prompt is empty; caption_strategy 'instanceprompt' needs it. Write the caption"
+                " of all pictures there, or choose another caption_strategy."
+            )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -227,29 +255,12 @@ class SampleConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_multiple("SampleConfig.width", self.width, PIXELS_PER_TOKEN)
-        _check_multiple("SampleConfig.height", self.height, PIXELS_PER_TOKEN)
+        check_multiple("SampleConfig.width", self.width, PIXELS_PER_TOKEN)
+        check_multiple("SampleConfig.height", self.height, PIXELS_PER_TOKEN)
         if (self.width == 0) != (self.height == 0):
             raise ConfigError(
                 f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
             )
-
-
-def parse_size(text: str, where: str) -> tuple[int, int]:
-    """`"WIDTHxHEIGHT"` in px -> (width, height), both multiples of 16.
-
-    Raises:
-        ConfigError: not of that form, or a side is no positive multiple of 16.
-    """
-    sides = text.lower().replace(" ", "").split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise ConfigError(f"{where} is {text!r}; write it as WIDTHxHEIGHT in px, for example 768x768.")
-    width, height = int(sides[0]), int(sides[1])
-    for side in (width, height):
-        if not PIXELS_PER_TOKEN <= side <= 4096:
-            raise ConfigError(f"{where} is {text!r}; each side must lie between {PIXELS_PER_TOKEN} and 4096 px.")
-        _check_multiple(where, side, PIXELS_PER_TOKEN)
-    return width, height
 
 
 def check_name(where: str, name: str) -> None:
@@ -265,12 +276,4 @@ def check_name(where: str, name: str) -> None:
         raise ConfigError(
             f"{where} is {name!r}; use 1 to 100 characters that can be a file name on every system"
             ' (no path separators, no <>:"|?*, no blank or dot at an end). Choose another name.'
-        )
-
-
-def _check_multiple(where: str, value: int, base: int) -> None:
-    if value % base:
-        lower = value // base * base
-        raise ConfigError(
-            f"{where} is {value}; it must be a multiple of {base}. Use {lower or base} or {lower + base}."
         )

@@ -68,7 +68,7 @@ def longcat_image_edit_train() -> Graph:
 
 def _add_edit_pairs(graph: Graph) -> Link:
     group = Group(title="2 Data", lane=0, color=GREEN)
-    shared = {"resolution": 768, "aspect_bucket_alignment": 64}
+    shared = {"resolution": "768", "aspect_bucket_alignment": 64}
     targets = graph.add(
         group,
         "LongCatDataset",

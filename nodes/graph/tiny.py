@@ -17,7 +17,6 @@ LONGEST_PROMPT = 60
 """Characters; the twins' tokenizer knows few merges, so a long prompt would not fit its slots."""
 
 AT_MOST: dict[tuple[str, str], int] = {
-    ("LongCatDataset", "resolution"): TINY_SIDE,
     ("LongCatDataset", "aspect_bucket_alignment"): TINY_SIDE,
     ("LongCatValidation", "validation_steps"): 4,
     ("LongCatValidation", "validation_num_inference_steps"): 4,
@@ -33,6 +32,8 @@ EXACTLY: dict[tuple[str, str], Any] = {
     ("LoadLongCat", "pretrained_model_name_or_path"): "auto",
     # A LoRA of the real model fits no module of the twin.
     ("LongCatLoadLoRA", "lora_name"): "none",
+    ("LongCatDataset", "resolution"): str(TINY_SIDE),
+    ("LongCatDataset", "resolution_type"): "pixel_area",
     ("LongCatValidation", "validation_resolution"): f"{TINY_SIDE}x{TINY_SIDE}",
     ("EncodeEditPrompt", "width"): TINY_SIDE,
     ("EncodeEditPrompt", "height"): TINY_SIDE,

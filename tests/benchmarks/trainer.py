@@ -38,13 +38,13 @@ def build_cache(folder: Path):
     targets, references = folder / "targets", folder / "references"
     draw_example_pairs(targets, references, count=4, size=SIZE)
     pairs = pair_datasets(
-        DatasetConfig(id="targets", instance_data_dir=str(targets), resolution=SIZE),
+        DatasetConfig(id="targets", instance_data_dir=str(targets), resolution=str(SIZE)),
         DatasetConfig(
             id="references",
             instance_data_dir=str(references),
             dataset_type="conditioning",
             caption_strategy="none",
-            resolution=SIZE,
+            resolution=str(SIZE),
         ),
     )
     handle = ModelHandle(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=(folder / "models",))

@@ -23,7 +23,7 @@ RUN = {
 
 def dataset(folder: str, kind: str = "image"):
     captions = "textfile" if kind == "image" else "none"
-    return LongCatDataset().describe(folder, kind, kind, captions, 64)[0]
+    return LongCatDataset().describe(folder, kind, kind, captions, "64")[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def train(model, cache, name, **changes):
 
 def test_pairs_of_the_example_folder(module_host, pairs):
     training_set, sheet, report = pairs
-    assert Path(training_set.targets.instance_data_dir) == module_host.home / "input" / "longcat-example" / "targets"
+    folder = Path(training_set.sources[0].targets.instance_data_dir)
+    assert folder == module_host.home / "input" / "longcat-example" / "targets"
     assert len(training_set.records) == 12
     assert sheet.ndim == 4 and sheet.shape[0] == 1 and sheet.shape[3] == 3 and sheet.std() > 0.05
     assert report.splitlines()[0].startswith("12 pairs in 1 bucket")
@@ -135,11 +136,11 @@ def test_options_reach_the_run(model, cache):
 
 def test_dataset_is_read_anew_when_a_file_changes(host):
     folder = "longcat-example/targets"
-    before = LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution=64)
-    assert LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution=64) == before
+    before = LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution="64")
+    assert LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution="64") == before
     caption = next((host.home / "input" / "longcat-example" / "targets").glob("*.txt"))
     caption.write_text("another instruction", encoding="utf-8")
-    assert LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution=64) != before
+    assert LongCatDataset.IS_CHANGED(instance_data_dir=folder, resolution="64") != before
 
 
 def test_existing_example_folder_is_left_alone(host):
@@ -207,10 +208,10 @@ def test_lora_outside_the_folder_or_missing_is_refused(host, name):
     [
         ({"aspect_bucket_alignment": 32}, "between 64 and 512"),
         ({"aspect_bucket_alignment": 96}, "multiple of 64"),
-        ({"resolution": 100}, "multiple of 16"),
+        ({"resolution": "100"}, "multiple of 16"),
     ],
 )
 def test_bad_dataset_settings_are_refused(host, changes, message):
-    settings = {"resolution": 64, "aspect_bucket_alignment": 64} | changes
+    settings = {"resolution": "64", "aspect_bucket_alignment": 64} | changes
     with pytest.raises(ConfigError, match=message):
         LongCatDataset().describe("longcat-example/targets", "a", "image", "textfile", **settings)

@@ -68,13 +68,13 @@ def make_trainable(folder: Path, checkpoint: Path, precision: str = "fp32") -> T
 
     draw_example_pairs(folder / "targets", folder / "references")
     pairs = pair_datasets(
-        DatasetConfig(id="targets", instance_data_dir=str(folder / "targets"), resolution=64),
+        DatasetConfig(id="targets", instance_data_dir=str(folder / "targets"), resolution="64"),
         DatasetConfig(
             id="references",
             instance_data_dir=str(folder / "references"),
             dataset_type="conditioning",
             caption_strategy="none",
-            resolution=64,
+            resolution="64",
         ),
     )
     handle = ModelHandle(

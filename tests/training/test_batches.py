@@ -11,7 +11,7 @@ import torch
 from comfyui_longcat.training.caches.handle import Cache, CachedRecord, CacheFolders
 from comfyui_longcat.training.config import DatasetConfig
 from comfyui_longcat.training.data.batches import BatchOrder, load_batch
-from comfyui_longcat.training.data.records import Record, TrainingSet
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CacheError, DataError
 from comfyui_longcat.training.files import write_safetensors
 
@@ -44,8 +44,8 @@ def cached_record(folder, number, bucket, prompt_tokens=6, write=True):
     )
 
 
-def cache_of(folder, records, repeats=0):
-    dataset = TrainingSet(targets=DatasetConfig(repeats=repeats), records=tuple(r.record for r in records))
+def cache_of(folder, records):
+    dataset = TrainingSet(sources=(Source(targets=DatasetConfig()),), records=tuple(r.record for r in records))
     folders = CacheFolders(targets=folder, references=folder / "references")
     return Cache(model_family="longcat_image", dataset=dataset, folders=folders, records=tuple(records))
 
@@ -74,9 +74,11 @@ def test_an_epoch_holds_every_record_once_in_batches_of_one_bucket(mixed):
 
 
 def test_repeats_show_each_record_so_many_times_more(mixed):
-    repeated = cache_of(mixed.folders.targets, mixed.records, repeats=2)
+    often = [replace(cached, record=replace(cached.record, repeats=2)) for cached in mixed.records[:5]]
+    repeated = cache_of(mixed.folders.targets, [*often, *mixed.records[5:]])
     batches = epoch_of(BatchOrder(repeated, batch_size=4, seed=1), 0)
-    assert set(Counter(name for batch in names(batches) for name in batch).values()) == {3}
+    seen = Counter(name for batch in names(batches) for name in batch)
+    assert seen == {f"{n:03}": 3 if n < 5 else 1 for n in range(11)}
 
 
 def test_a_batch_depends_on_seed_and_number_alone(mixed):

@@ -11,7 +11,7 @@ from comfyui_longcat.training.caches.handle import CacheFolders
 from comfyui_longcat.training.caches.latents import cache_latents, load_latents
 from comfyui_longcat.training.config import DatasetConfig, ModelConfig
 from comfyui_longcat.training.data.media import read_image, to_pixels
-from comfyui_longcat.training.data.records import Record, TrainingSet
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CacheError, ConfigError, DataError, StoppedByUserError
 from comfyui_longcat.training.loop.events import NoCallbacks
 from comfyui_longcat.training.models import components
@@ -48,8 +48,12 @@ def make_dataset(folder, count=3):
         for number, path in enumerate(sorted(targets.glob("*.png")))
     )
     return TrainingSet(
-        targets=DatasetConfig(instance_data_dir=str(targets)),
-        references=DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
+        sources=(
+            Source(
+                targets=DatasetConfig(instance_data_dir=str(targets)),
+                references=DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
+            ),
+        ),
         records=records,
     )
 

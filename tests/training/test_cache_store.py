@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfyui_longcat.training.caches.store import INDEX_NAME, Item, check_folders, fill, load_tensor, tracked
 from comfyui_longcat.training.config import DatasetConfig
-from comfyui_longcat.training.data.records import Record, TrainingSet
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CacheError, ConfigError, StoppedByUserError
 from comfyui_longcat.training.files import write_safetensors
 from comfyui_longcat.training.loop.events import NoCallbacks
@@ -247,8 +247,12 @@ def dataset(tmp_path):
         bucket=(64, 64),
     )
     return TrainingSet(
-        targets=DatasetConfig(instance_data_dir=str(tmp_path / "data" / "targets")),
-        references=DatasetConfig(dataset_type="conditioning"),
+        sources=(
+            Source(
+                targets=DatasetConfig(instance_data_dir=str(tmp_path / "data" / "targets")),
+                references=DatasetConfig(dataset_type="conditioning"),
+            ),
+        ),
         records=(record,),
     )
 

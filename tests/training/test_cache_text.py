@@ -13,7 +13,7 @@ from comfyui_longcat.training.caches.text import cache_text, load_prompt_embeds
 from comfyui_longcat.training.config import DatasetConfig, ModelConfig
 from comfyui_longcat.training.data.batches import load_batch
 from comfyui_longcat.training.data.media import read_image, to_pixels
-from comfyui_longcat.training.data.records import Record, TrainingSet
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CacheError, ConfigError, StoppedByUserError
 from comfyui_longcat.training.loop.events import NoCallbacks
 from comfyui_longcat.training.models import components
@@ -43,8 +43,12 @@ def cache(handle, tmp_path):
         for p, caption in zip(paths, CAPTIONS, strict=True)
     )
     dataset = TrainingSet(
-        targets=DatasetConfig(instance_data_dir=str(targets)),
-        references=DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
+        sources=(
+            Source(
+                targets=DatasetConfig(instance_data_dir=str(targets)),
+                references=DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
+            ),
+        ),
         records=records,
     )
     folders = CacheFolders(targets=tmp_path / "cache" / "targets", references=tmp_path / "cache" / "references")

@@ -18,7 +18,7 @@ def dataset(tmp_path):
     targets, references = tmp_path / "targets", tmp_path / "references"
     draw_example_pairs(targets, references, count=4)
     return pair_datasets(
-        DatasetConfig(instance_data_dir=str(targets), resolution=64),
+        DatasetConfig(instance_data_dir=str(targets), resolution="64"),
         DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
     )
 

@@ -18,6 +18,9 @@ from comfyui_longcat.training.config import (
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.options import Checked, option_of
 
+# What a choice needs beside it.
+COMPANIONS = {"instanceprompt": {"instance_prompt": "a bird"}, "area": {"resolution": "0.5"}}
+
 CONFIGS = [ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig, SampleConfig]
 
 
@@ -32,7 +35,7 @@ def test_defaults_are_valid_and_every_bound_is_usable(config_class):
         assert declared.help
         if declared.choices:
             for choice in declared.choices:
-                dataclasses.replace(default, **{field.name: choice})
+                dataclasses.replace(default, **{field.name: choice}, **COMPANIONS.get(choice, {}))
         if declared.low is not None and config_class is not SampleConfig:
             for bound in (declared.low, declared.high):
                 dataclasses.replace(default, **{field.name: type(field.default)(bound)})
@@ -44,9 +47,9 @@ def test_defaults_are_valid_and_every_bound_is_usable(config_class):
         (lambda: ModelConfig(model_flavour="dev"), r"model_flavour is 'dev'; it must be one of edit, tiny-edit"),
         (lambda: ModelConfig(base_model_precision="int4"), r"base_model_precision is 'int4'.*int8-quanto"),
         (lambda: ModelConfig(pretrained_model_name_or_path=3), r"is 3; it must be a str"),
-        (lambda: DatasetConfig(resolution=32), r"resolution is 32; it must lie between 64 and 4096"),
-        (lambda: DatasetConfig(resolution=500), r"500; it must be a multiple of 16. Use 496 or 512"),
-        (lambda: DatasetConfig(resolution=768.0), r"768.0; it must be a whole number"),
+        (lambda: DatasetConfig(resolution="32"), r"resolution is 32; it must lie between 64 and 4096"),
+        (lambda: DatasetConfig(resolution="500"), r"500; it must be a multiple of 16. Use 496 or 512"),
+        (lambda: DatasetConfig(resolution=768), r"768; it must be a str"),
         (lambda: DatasetConfig(aspect_bucket_alignment=32), r"aspect_bucket_alignment is 32; .* between 64 and 512"),
         (lambda: DatasetConfig(aspect_bucket_alignment=16), r"aspect_bucket_alignment is 16"),
         (lambda: DatasetConfig(aspect_bucket_alignment=96), r"96; it must be a multiple of 64. Use 64 or 128"),

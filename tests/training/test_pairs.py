@@ -38,7 +38,7 @@ class Folders:
             self.add_reference(f"{stem}.png")
 
     def pair(self, **settings):
-        targets = DatasetConfig(instance_data_dir=str(self.targets), **{"resolution": 64, **settings})
+        targets = DatasetConfig(instance_data_dir=str(self.targets), **{"resolution": "64", **settings})
         return pair_datasets(targets, self.references_config())
 
     def references_config(self) -> DatasetConfig:
@@ -77,8 +77,8 @@ def test_order_is_natural(folders):
 def test_bucket_is_the_target_s(folders):
     folders.add_target("wide.png", size=(320, 180))
     folders.add_reference("wide.png", size=(180, 320))
-    assert folders.pair(resolution=1024).records[0].bucket == (1344, 768)
-    assert folders.pair(resolution=512, aspect_bucket_alignment=128).records[0].bucket == (640, 384)
+    assert folders.pair(resolution="1024").records[0].bucket == (1344, 768)
+    assert folders.pair(resolution="512", aspect_bucket_alignment=128).records[0].bucket == (640, 384)
 
 
 def test_bucket_of_a_turned_photo(folders):
@@ -86,7 +86,7 @@ def test_bucket_of_a_turned_photo(folders):
     exif[0x0112] = 6
     Image.new("RGB", (320, 180)).save(folders.add_target("turned.jpg"), exif=exif)
     folders.add_reference("turned.jpg")
-    assert folders.pair(resolution=1024).records[0].bucket == (768, 1344)
+    assert folders.pair(resolution="1024").records[0].bucket == (768, 1344)
 
 
 def test_ignores_hidden_files_sub_folders_and_other_files(folders):

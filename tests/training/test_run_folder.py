@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from comfyui_longcat.training.caches.handle import Cache, CachedRecord, CacheFolders
 from comfyui_longcat.training.config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
-from comfyui_longcat.training.data.records import Record, TrainingSet
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CheckpointError, StoppedByUserError
 from comfyui_longcat.training.loop.events import (
     CheckpointSaved,
@@ -31,7 +31,7 @@ def make_cache(latents="aa"):
     record = Record(name="1", target=Path("1.png"), caption="c", bucket=(64, 64))
     return Cache(
         model_family="longcat_image",
-        dataset=TrainingSet(targets=DatasetConfig(instance_data_dir="/data"), records=(record,)),
+        dataset=TrainingSet(sources=(Source(targets=DatasetConfig(instance_data_dir="/data")),), records=(record,)),
         folders=CacheFolders(targets=Path("t"), references=Path("r")),
         records=(CachedRecord(record=record, latents=Path(f"{latents}.safetensors")),),
     )
@@ -268,4 +268,6 @@ def test_settings_are_complete_and_json(tmp_path):
     settings = json.loads(json.dumps(settings_of(config, make_handle(), make_cache())))
     assert settings["train"] == json.loads(json.dumps(asdict(config)))
     assert ModelConfig(**settings["model"]) == make_handle().config
-    assert DatasetConfig(**settings["targets"]) == make_cache().dataset.targets
+    (source,) = settings["sources"]
+    assert DatasetConfig(**source["targets"]) == make_cache().dataset.sources[0].targets
+    assert source["references"] is None

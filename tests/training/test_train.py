@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_longcat.training.config import DatasetConfig, TrainConfig, TrainingOptions
+from comfyui_longcat.training.config import TrainConfig, TrainingOptions
 from comfyui_longcat.training.data.batches import BatchOrder, load_batch
 from comfyui_longcat.training.errors import (
     CacheError,
@@ -257,8 +257,8 @@ def test_refuses_caches_that_do_not_fit(trainable, tmp_path):
 
 
 def test_repeats_count_as_samples(trainable):
-    dataset = replace(trainable.cache.dataset, targets=DatasetConfig(repeats=1))
-    check_run(replace(CONFIG, train_batch_size=24), trainable.handle, replace(trainable.cache, dataset=dataset), None)
+    often = tuple(replace(c, record=replace(c.record, repeats=1)) for c in trainable.cache.records)
+    check_run(replace(CONFIG, train_batch_size=24), trainable.handle, replace(trainable.cache, records=often), None)
 
 
 def evaluate_loss(handle, cache):

@@ -50,11 +50,11 @@ class Cache:
         return sha256_of_json(
             {
                 "family": self.model_family,
-                "repeats": self.dataset.targets.repeats,
                 "records": [
                     {
                         "name": r.record.name,
                         "bucket": list(r.record.bucket),
+                        "repeats": r.record.repeats,
                         "files": [
                             path.stem if path else None
                             for path in (r.latents, *r.ref_latents, r.prompt_embeds, r.empty_prompt_embeds)

@@ -148,8 +148,8 @@ def check_folders(dataset: TrainingSet, folders: Mapping[str, Path]) -> None:
 
 
 def _data_folders(dataset: TrainingSet) -> list[Path]:
-    sides = [side for side in (dataset.targets, dataset.references) if side is not None]
-    named = [Path(side.instance_data_dir) for side in sides if side.instance_data_dir]
+    sides = [side for source in dataset.sources for side in (source.targets, source.references)]
+    named = [Path(side.instance_data_dir) for side in sides if side is not None and side.instance_data_dir]
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]
     return [folder.resolve() for folder in dict.fromkeys((*named, *(path.parent for path in pictures)))]
 

@@ -40,7 +40,7 @@ class Batch:
 class BatchOrder:
     """The endless sequence of batches, as a pure function of seed and number: resuming needs only the number.
 
-    Every epoch holds each record once, and `repeats` times more; it is shuffled by its own generator, cut into
+    Every epoch holds each record once, and its own `repeats` times more; it is shuffled by its own generator, cut into
     batches of one bucket (the last one of a bucket may be smaller), and the batches are shuffled again.
     """
 
@@ -51,7 +51,7 @@ class BatchOrder:
         """
         if not cache.records:
             raise DataError("The cache holds no record; there is nothing to train on. Check the folders of the data.")
-        self._records = cache.records * (1 + cache.dataset.targets.repeats)
+        self._records = tuple(cached for cached in cache.records for _ in range(1 + cached.record.repeats))
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..config import DatasetConfig
 from ..errors import DataError
 from ..files import sha256_of_json
-from .buckets import bucket_for
+from .buckets import bucket_choices, nearest_bucket
 from .captions import CAPTION_SUFFIX, read_caption
 from .media import IMAGE_SUFFIXES, image_size
-from .records import Record, TrainingSet
+from .records import Record, Source, TrainingSet
 
 NAMES_SHOWN = 10
 
@@ -69,11 +69,13 @@ def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> Training
             target=left.pictures[name],
             references=(right.pictures[name],),
             caption=captions[name],
-            bucket=bucket_for(*sizes[name], targets.resolution, targets.aspect_bucket_alignment),
+            bucket=nearest_bucket(*sizes[name], choices),
+            repeats=targets.repeats,
         )
+        for choices in bucket_choices(targets)
         for name in names
     )
-    return TrainingSet(targets=targets, references=references, records=records)
+    return TrainingSet(sources=(Source(targets=targets, references=references),), records=records)
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -20,12 +20,28 @@ class Record:
     caption: str
     bucket: tuple[int, int]
     """(width, height) in px that target and reference are each cropped to."""
+    crop: tuple[float, float] = (0.5, 0.5)
+    """Shares of what is cropped off that fall to the left and to the top, of target and reference alike."""
+    repeats: int = 0
+    """How many more times it is seen per epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The folders that records came from."""
+
+    targets: DatasetConfig
+    references: DatasetConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """The outcome of PairDatasets: what will be trained, in the order of the names."""
+    """What will be trained: of each source the records by resolution, then in the order of the names.
 
-    targets: DatasetConfig
-    references: DatasetConfig | None = None
+    Several resolutions make several records of one picture.
+    """
+
+    sources: tuple[Source, ...]
     records: tuple[Record, ...]
+    warnings: tuple[str, ...] = ()
+    """What is allowed but probably not meant."""

@@ -28,7 +28,7 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
             f"lr_warmup_steps is {config.options.lr_warmup_steps} and max_train_steps {config.max_train_steps}; the"
             " warm-up must end before the training does. Lower lr_warmup_steps."
         )
-    samples = len(cache.records) * (1 + cache.dataset.targets.repeats)
+    samples = sum(1 + cached.record.repeats for cached in cache.records)
     if config.train_batch_size > samples:
         raise ConfigError(
             f"train_batch_size is {config.train_batch_size}, but an epoch has only {samples} samples. Use at most"

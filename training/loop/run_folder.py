@@ -146,15 +146,13 @@ def claim_run(config: TrainConfig, fingerprint: str, runs_dir: Path, lora_dir: P
 
 def settings_of(config: TrainConfig, handle: ModelHandle, cache: Cache) -> dict[str, Any]:
     """For config.json: all that is needed to run the same again on this machine."""
-    dataset = cache.dataset
     return {
         "format_version": 1,
         "train": dataclasses.asdict(config),
         "model": dataclasses.asdict(handle.config),
         "model_folder": str(handle.folder) if handle.folder else None,
         "loras": [{"path": str(use.path), "strength": use.strength} for use in handle.loras],
-        "targets": dataclasses.asdict(dataset.targets),
-        "references": dataclasses.asdict(dataset.references) if dataset.references else None,
+        "sources": [dataclasses.asdict(source) for source in cache.dataset.sources],
         "cache_folders": {
             name: str(folder) if folder else None
             for name, folder in (
