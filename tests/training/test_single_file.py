@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_longcat.training.errors import ModelError
-from comfyui_longcat.training.models import native_keys, single_file
+from comfyui_longcat.training.models import native_keys, qwen_file, single_file
 from safetensors.torch import save_file
 
 HEADS_OF_128 = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 1, "pooled_projection_dim": 256}
@@ -220,7 +220,7 @@ def test_the_image_processor_has_qwens_numbers():
     from PIL import Image
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
-    processed = single_file.image_processor()(images=[picture], return_tensors="pt")
+    processed = qwen_file.image_processor()(images=[picture], return_tensors="pt")
     # 512 -> 504 px, 36 patches of 14 px a side, 324 tokens after merging (longcat-image.md, section 2.3).
     assert processed["pixel_values"].shape == (36 * 36, 1176)
     assert processed["image_grid_thw"].tolist() == [[1, 36, 36]]

@@ -15,6 +15,7 @@ from ..quantisation import INT8_QUANTO, ensure_available, quantise
 from . import single_file
 from .handle import ModelHandle
 from .quiet import no_progress_bars
+from .qwen_file import image_processor
 from .source import resolve_folder
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
         text_encoder = TextEncoder(
             model=model,
             tokenizer=_tokenizer(files.tokenizer if files else folder / "tokenizer"),
-            image_processor=single_file.image_processor() if files else _image_processor(folder / "text_processor"),
+            image_processor=image_processor(None if files else folder / "text_processor"),
         )
         del model
         try:
@@ -212,12 +213,3 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _image_processor(folder: Path) -> Any:
-    import transformers
-
-    # transformers 5 calls it so; in transformers 4 the plain name is the one that works on PIL pictures.
-    name = "Qwen2VLImageProcessorPil"
-    processor_class = getattr(transformers, name if hasattr(transformers, name) else "Qwen2VLImageProcessor")
-    return processor_class.from_pretrained(folder, local_files_only=True)

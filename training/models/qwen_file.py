@@ -43,6 +43,24 @@ TOKENS = {
 """Values that no tensor holds: equal in every size of Qwen2.5-VL (huggingface/transformers: models/qwen2_5_vl;
 Comfy-Org/ComfyUI: comfy/text_encoders/llama.py Qwen25_7BVLI_Config, qwen_vl.py)."""
 
+IMAGE_PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 56 * 56,
+    "max_pixels": 28 * 28 * 16384,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+"""Qwen2.5-VL's own values (huggingface/transformers: models/qwen2_vl/image_processing_qwen2_vl.py)."""
+
 PARTS = {
     "embedding": "model.embed_tokens.weight",
     "query": "model.layers.0.self_attn.q_proj.weight",
@@ -109,6 +127,19 @@ def text_encoder_config(names: Mapping[str, str], shapes: Shapes, path: Path) ->
         "tie_word_embeddings": tied,
         **TOKENS,
     }
+
+
+def image_processor(folder: Path | None = None) -> Any:
+    """Qwen2.5-VL's image processor by the settings in `folder`, else by its own; works on PIL pictures, so that it
+    needs no torchvision and gives the same result everywhere."""
+    import transformers
+
+    # transformers 5 calls it so; in transformers 4 the plain name is the one that works on PIL pictures.
+    name = "Qwen2VLImageProcessorPil"
+    processor_class = getattr(transformers, name if hasattr(transformers, name) else "Qwen2VLImageProcessor")
+    if folder is not None:
+        return processor_class.from_pretrained(folder, local_files_only=True)
+    return processor_class(**{name: value for name, value in IMAGE_PROCESSOR.items() if name != "image_processor_type"})
 
 
 def _depth(names: Mapping[str, str], blocks: str) -> int:

@@ -161,18 +161,6 @@ def find_tokenizer(folders: Sequence[Path]) -> Path:
     )
 
 
-def image_processor() -> Any:
-    """Qwen2.5-VL's image processor by its own numbers, the one that works on PIL pictures: needs no torchvision."""
-    import transformers
-
-    from ..tiny.image_checkpoint import IMAGE_PROCESSOR
-
-    # transformers 5 calls it so; in transformers 4 the plain name is the one that works on PIL pictures.
-    name = "Qwen2VLImageProcessorPil"
-    processor_class = getattr(transformers, name if hasattr(transformers, name) else "Qwen2VLImageProcessor")
-    return processor_class(**{name: value for name, value in IMAGE_PROCESSOR.items() if name != "image_processor_type"})
-
-
 def check_parts(transformer: SingleFile, vae: SingleFile, text_encoder: SingleFile) -> None:
     """Refuses files that are each in order but not of one model.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import replacing_folder
 from ..models.family import EDIT
 from ..models.quiet import no_progress_bars
+from ..models.qwen_file import IMAGE_PROCESSOR
 from .tokenizer import byte_level_merges, token_ids, write_tokenizer
 from .vae import build_vae
 
@@ -27,24 +28,6 @@ BUILDER_VERSION = 4
 VERSION_FILE = "twin.json"
 
 SEED = 0
-
-IMAGE_PROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "min_pixels": 56 * 56,
-    "max_pixels": 28 * 28 * 16384,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-}
-"""Qwen2.5-VL's own values (huggingface/transformers: models/qwen2_vl/image_processing_qwen2_vl.py)."""
 
 MODEL_PARTS = {
     "_diffusers_version": "0.37.0",
