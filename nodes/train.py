@@ -52,6 +52,7 @@ class LongCatValidation:
         validation_seed: int,
         num_samples: int,
         validation_prompt: str,
+        validation_negative_prompt: str,
         cache: Cache | None = None,
     ) -> tuple[ValidationPlan]:
         config = ValidationConfig(
@@ -62,6 +63,7 @@ class LongCatValidation:
             validation_seed=validation_seed,
             num_samples=num_samples,
             validation_prompt=validation_prompt,
+            validation_negative_prompt=validation_negative_prompt,
         )
         return (ValidationPlan(config=config, cache=cache),)
 
@@ -95,6 +97,15 @@ class LongCatTrainingOptions:
         flow_schedule_shift: float,
         checkpoint_step_interval: int,
         checkpoints_total_limit: int,
+        optimizer: str,
+        adam_beta1: float,
+        adam_beta2: float,
+        adam_epsilon: float,
+        lr_num_cycles: int,
+        lr_power: float,
+        use_ema: bool,
+        ema_decay: float,
+        debug_images: bool,
     ) -> tuple[TrainingOptions]:
         options = TrainingOptions(
             lora_target=lora_target,
@@ -109,6 +120,15 @@ class LongCatTrainingOptions:
             flow_schedule_shift=flow_schedule_shift,
             checkpoint_step_interval=checkpoint_step_interval,
             checkpoints_total_limit=checkpoints_total_limit,
+            optimizer=optimizer,
+            adam_beta1=adam_beta1,
+            adam_beta2=adam_beta2,
+            adam_epsilon=adam_epsilon,
+            lr_num_cycles=lr_num_cycles,
+            lr_power=lr_power,
+            use_ema=use_ema,
+            ema_decay=ema_decay,
+            debug_images=debug_images,
         )
         return (options,)
 

@@ -15,7 +15,15 @@ from .sizes import BUCKET_ALIGNMENT, PIXELS_PER_TOKEN, check_multiple, parse_res
 LARGEST_INT = 2**53 - 1
 """Largest whole number that survives JSON in a browser; the bound of seeds and counts."""
 
+POLYNOMIAL_END = 1e-7
+"""Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
+
 WINDOWS_RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
+
+
+QUANTISED_PRECISIONS = ("int8-quanto", "int4-quanto", "fp8-torchao", "int8-torchao")
+BASE_PRECISIONS = ("bf16", "fp32", *QUANTISED_PRECISIONS)
+"""Names and meanings as in SimpleTuner, but fp8-torchao: there it also quantises activations."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,15 +48,44 @@ class ModelConfig(Checked):
     )
     base_model_precision: str = option(
         "bf16",
-        "Precision of the frozen transformer. int8-quanto halves its memory (16 to 24 GB cards; needs optimum-quanto).",
-        choices=("bf16", "fp32", "int8-quanto"),
+        "Precision of the frozen transformer (6.3 B parameters: 12.6 GB in bf16). int8-quanto, int8-torchao and"
+        " fp8-torchao halve its memory (16 to 24 GB cards), int4-quanto quarters it (and compiles a kernel at first"
+        " use). All of them store the weights only and compute in bf16. They need optimum-quanto or torchao.",
+        choices=BASE_PRECISIONS,
     )
     text_encoder_1_precision: str = option(
         "no_change",
         "Precision of the text encoder (8.3 B parameters, 16.6 GB in bf16). no_change: bf16, or fp32 with an fp32 base;"
-        " int8-quanto halves it.",
-        choices=("no_change", "int8-quanto"),
+        " the others store it as they do the transformer.",
+        choices=("no_change", *QUANTISED_PRECISIONS),
         advanced=True,
+    )
+    blocks_to_swap: int = option(
+        0,
+        "How many of the transformer's 30 blocks stay in main memory and stream through the card when needed: less"
+        " memory on the card, slower. Needs gradient_checkpointing in training. 0: none, or all of them with"
+        " enable_group_offload.",
+        low=0,
+        high=1000,
+        step=1,
+        advanced=True,
+    )
+    enable_group_offload: bool = option(
+        False,
+        "Keep the transformer's blocks in main memory and stream them through the card (guide: for small cards)."
+        " Training streams blocks_to_swap of them, by hooks that keep gradients exact; sampling uses diffusers' group"
+        " offload.",
+        advanced=True,
+    )
+    group_offload_type: str = option(
+        "block_level",
+        "What diffusers' group offload moves at a time when sampling: whole blocks, or every single layer. Training"
+        " and quantised models always stream whole blocks.",
+        choices=("block_level", "leaf_level"),
+        advanced=True,
+    )
+    group_offload_blocks_per_group: int = option(
+        1, "How many streamed blocks are on the card at a time.", low=1, high=1000, step=1, advanced=True
     )
 
 
@@ -152,6 +189,9 @@ class ValidationConfig(Checked):
         "Instructions instead of the captions, one a line; line n goes with sample n, the last one with the rest.",
         multiline=True,
     )
+    validation_negative_prompt: str = option(
+        "", "What guidance leads away from; empty: from the empty instruction (official).", multiline=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,12 +212,17 @@ class TrainingOptions(Checked):
         0.0, "The adapter's output is scaled by alpha / rank. 0: alpha = rank.", low=0.0, high=1024.0, step=0.5
     )
     lr_scheduler: str = option(
-        "constant", "Course of the learning rate after the warm-up.", choices=("constant", "cosine")
+        "constant",
+        "Course of the learning rate after the warm-up (constant, too, warms up where lr_warmup_steps asks for it)."
+        " A constant run that is finished can be made longer: raise max_train_steps and queue again.",
+        choices=("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
     )
     lr_warmup_steps: int = option(
         0, "Steps in which the learning rate rises from 0 to its value.", low=0, high=1_000_000, step=1
     )
-    weight_decay: float = option(0.01, "AdamW weight decay (official, edit: 0.01).", low=0.0, high=1.0, step=0.001)
+    weight_decay: float = option(
+        0.01, "Weight decay of the optimiser (official, edit: 0.01).", low=0.0, high=1.0, step=0.001
+    )
     max_grad_norm: float = option(
         1.0, "Gradients are clipped to this norm (official: 1); 0 does not clip.", low=0.0, high=1000.0, step=0.1
     )
@@ -212,6 +257,50 @@ class TrainingOptions(Checked):
     checkpoints_total_limit: int = option(
         3, "Keep this many newest checkpoints; 0 keeps all.", low=0, high=1000, step=1
     )
+    optimizer: str = option(
+        "adamw",
+        "adamw: torch's (official). adafactor: with the learning rate as it is given, neither scaled by the weights nor"
+        " falling by itself.",
+        choices=("adamw", "adafactor"),
+    )
+    adam_beta1: float = option(
+        0.9,
+        "AdamW: share of the old mean gradient that a step keeps.",
+        low=0.0,
+        high=0.9999,
+        step=0.0001,
+        advanced=True,
+    )
+    adam_beta2: float = option(
+        0.999, "AdamW: the same for the squared gradient.", low=0.0, high=0.9999, step=0.0001, advanced=True
+    )
+    adam_epsilon: float = option(
+        1e-8, "AdamW: smallest divisor of a step.", low=0.0, high=1.0, step=1e-9, advanced=True
+    )
+    lr_num_cycles: int = option(
+        1, "cosine_with_restarts: how often the learning rate falls from its value to 0.", low=1, high=1000, step=1
+    )
+    lr_power: float = option(
+        1.0, "polynomial: exponent of the fall to 1e-7; 1 is a straight line.", low=0.1, high=10.0, step=0.1
+    )
+    use_ema: bool = option(
+        False,
+        "Keep a moving average of the adapter's weights. It is what previews show and what is saved as the LoRA; the"
+        " training itself goes on unchanged.",
+    )
+    ema_decay: float = option(
+        0.995,
+        "Share of the old average that a step keeps (SimpleTuner: 0.995); smaller in the first steps.",
+        low=0.0,
+        high=0.9999,
+        step=0.0001,
+    )
+    debug_images: bool = option(
+        False,
+        "Before the first step, write noise, noisy picture, prediction, target and recovered picture of the first"
+        " batches into the run's folder debug.",
+        advanced=True,
+    )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -222,7 +311,7 @@ class TrainConfig(Checked):
         "longcat-lora", "Name of the run's folder and of the LoRA file. An unfinished run of the same settings resumes."
     )
     max_train_steps: int = option(1000, "Optimiser steps.", low=1, high=1_000_000, step=1)
-    learning_rate: float = option(5e-5, "AdamW learning rate (guide: 5e-5 for edit).", low=1e-8, high=1.0, step=1e-7)
+    learning_rate: float = option(5e-5, "Learning rate (guide: 5e-5 for edit).", low=1e-8, high=1.0, step=1e-7)
     lora_rank: int = option(16, "Inner size of the adapter (guide: 16; 4 to 8 saves memory).", low=1, high=512, step=1)
     train_batch_size: int = option(1, "Samples per batch, all of one bucket (guide: 1).", low=1, high=256, step=1)
     seed: int = option(42, "Seed of adapter, data order, noise and noise levels.", low=0, high=LARGEST_INT, step=1)
@@ -235,6 +324,11 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("TrainConfig.run_name", self.run_name)
+        if self.options.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ConfigError(
+                f"TrainConfig.learning_rate is {self.learning_rate}, but lr_scheduler polynomial ends at"
+                f" {POLYNOMIAL_END}. Raise learning_rate, or choose another lr_scheduler."
+            )
 
 
 @dataclass(kw_only=True, frozen=True)
