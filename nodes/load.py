@@ -12,6 +12,8 @@ from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, socket, widgets
 
 NO_LORA = "none"
 
+OFFLOAD = ("blocks_to_swap", "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group")
+
 
 class LoadLongCat:
     """Checks the choice and returns a handle."""
@@ -32,7 +34,7 @@ class LoadLongCat:
         required = ("model_family", "model_flavour", "pretrained_model_name_or_path", "base_model_precision")
         return {
             "required": widgets(ModelConfig, *required),
-            "optional": widgets(ModelConfig, "text_encoder_1_precision"),
+            "optional": widgets(ModelConfig, "text_encoder_1_precision", *OFFLOAD),
         }
 
     def load(
@@ -42,6 +44,10 @@ class LoadLongCat:
         pretrained_model_name_or_path: str,
         base_model_precision: str,
         text_encoder_1_precision: str = ModelConfig.text_encoder_1_precision,
+        blocks_to_swap: int = ModelConfig.blocks_to_swap,
+        enable_group_offload: bool = ModelConfig.enable_group_offload,
+        group_offload_type: str = ModelConfig.group_offload_type,
+        group_offload_blocks_per_group: int = ModelConfig.group_offload_blocks_per_group,
     ) -> tuple[ModelHandle]:
         config = ModelConfig(
             model_family=model_family,
@@ -49,6 +55,10 @@ class LoadLongCat:
             pretrained_model_name_or_path=pretrained_model_name_or_path,
             base_model_precision=base_model_precision,
             text_encoder_1_precision=text_encoder_1_precision,
+            blocks_to_swap=blocks_to_swap,
+            enable_group_offload=enable_group_offload,
+            group_offload_type=group_offload_type,
+            group_offload_blocks_per_group=group_offload_blocks_per_group,
         )
         return (_checked_handle(config),)
 
