@@ -176,9 +176,9 @@ def foreign(tmp_path, keys):
 
 
 def test_names_examples_of_both_sides_when_a_module_matches_nothing(tmp_path):
-    module = "transformer.double_blocks.7.img_attn.qkv"
+    module = "transformer.blocks.7.attn.qkv"
     path = foreign(tmp_path, [f"{module}.lora_A.weight", f"{module}.lora_B.weight"])
-    with pytest.raises(LoraFileError, match=r"double_blocks\.7\.img_attn\.qkv.*in the model: .*transformer_blocks"):
+    with pytest.raises(LoraFileError, match=r"In the file: blocks\.7\.attn\.qkv; in the model: .*transformer_blocks"):
         apply_lora(make_transformer(), path, 1.0, "a")
 
 
@@ -192,8 +192,11 @@ def test_refuses_another_width(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["lora_unet_x.lora_down.weight"], "layout that is not read here: lora_unet_x"),
-        (["transformer.x.lora_A.weight"], "no complete LoRA: x"),
+        (
+            ["lora_unet_x.lora_down.weight"],
+            r"not read here\. In the file: lora_unet_x.*expected.*transformer_blocks\.0",
+        ),
+        (["transformer.x.lora_A.weight"], r"no complete LoRA: transformer\.x"),
         ([], "no complete LoRA"),
     ],
 )
