@@ -12,7 +12,7 @@ from .types import LONGCAT_MODEL, socket, text, widget
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..training.sampling.edit import EditConditioning
+    from ..training.sampling.picture import Conditioning as EncodedPrompt
 
 Conditioning = list[list[Any]]
 """ComfyUI's own type: `[[prompt_embeds [1, L, D], {"reference_latents": [raw_latents [1, C, h, w]], ...}]]`"""
@@ -70,10 +70,49 @@ class EncodeEditPrompt:
         return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 
-def _conditioning(encoded: EditConditioning) -> Conditioning:
+class LongCatEncodePrompt:
+    """Encodes the description of a picture."""
+
+    DISPLAY_NAME = "Encode LongCat Prompt"
+    DESCRIPTION = (
+        "Encodes the description of a picture, in Chinese or English. The outputs are ComfyUI's own conditioning: they"
+        " fit LongCatSampleT2I, and core's KSampler with a native LongCat-Image model."
+    )
+    CATEGORY = "LongCat/sampling"
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = ("The prompt.", "The negative prompt.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        quotes = " Text that shall be written in the picture goes between quotation marks."
+        return {
+            "required": {
+                "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes: flavour final, dev or tiny."),
+                "prompt": text(f"What the picture shows, in Chinese or English.{quotes}", multiline=True),
+                "negative_prompt": text("What to avoid; may be empty.", multiline=True),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def encode(
+        self, model: ModelHandle, prompt: str, negative_prompt: str, unique_id: str | None = None
+    ) -> tuple[Conditioning, Conditioning]:
+        from ..training.sampling.t2i import encode_prompts
+
+        host = current_host()
+        with host.heavy_work():
+            encoded = encode_prompts(model, (prompt, negative_prompt), host.device(), host.callbacks(unique_id))
+        return _conditioning(encoded[0]), _conditioning(encoded[1])
+
+
+def _conditioning(encoded: EncodedPrompt) -> Conditioning:
+    if encoded.raw_ref_latents is None:
+        return [[encoded.prompt_embeds, {}]]
     # A dict and a tensor of its own for each output: other nodes may change what they are given.
     reference = {"reference_latents": [encoded.raw_ref_latents.clone()], "reference_latents_method": "index"}
     return [[encoded.prompt_embeds, reference]]
 
 
-NODES: dict[str, type] = {"EncodeEditPrompt": EncodeEditPrompt}
+NODES: dict[str, type] = {"EncodeEditPrompt": EncodeEditPrompt, "LongCatEncodePrompt": LongCatEncodePrompt}

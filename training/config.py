@@ -349,12 +349,25 @@ class SampleConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_multiple("SampleConfig.width", self.width, PIXELS_PER_TOKEN)
-        check_multiple("SampleConfig.height", self.height, PIXELS_PER_TOKEN)
+        check_multiple(f"{type(self).__name__}.width", self.width, PIXELS_PER_TOKEN)
+        check_multiple(f"{type(self).__name__}.height", self.height, PIXELS_PER_TOKEN)
         if (self.width == 0) != (self.height == 0):
             raise ConfigError(
                 f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
             )
+
+
+@dataclass(kw_only=True, frozen=True)
+class TextToImageConfig(SampleConfig):
+    """One sampling call (LongCatSampleT2I)."""
+
+    width: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
+    height: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
+    cfg_renorm: bool = option(
+        True,
+        "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
+        " plain guidance.",
+    )
 
 
 def check_name(where: str, name: str) -> None:

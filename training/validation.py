@@ -29,7 +29,7 @@ from .loop.events import Callbacks, SamplesReady, StageProgress, WarningRaised
 from .models.components import open_vae
 from .models.family import Family, family_of
 from .models.handle import ModelHandle
-from .sampling.image import initial_noise, sample_image
+from .sampling.image import Guidance, initial_noise, sample_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -127,9 +127,9 @@ class Previews:
             transformer,
             initial_noise(inputs.latents_shape, self.config.validation_seed + index),
             positive,
-            negative,
             steps,
-            self.config.validation_guidance,
+            # The released text-to-image pipeline renormalises, the edit pipeline does not.
+            Guidance(inputs=negative, scale=self.config.validation_guidance, renorm=not references),
             on_step,
         )
 

@@ -65,7 +65,7 @@ def build_contestants(folder: Path) -> tuple[Callable, Callable]:
     from comfyui_longcat.training.data.media import to_pixels
     from comfyui_longcat.training.models.family import family_of
     from comfyui_longcat.training.models.latents import pack_latents
-    from comfyui_longcat.training.sampling.image import initial_noise, sample_image
+    from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
     from PIL import Image
 
     pipeline, embeds = build_pipeline(folder)
@@ -77,8 +77,8 @@ def build_contestants(folder: Path) -> tuple[Callable, Callable]:
     def ours() -> torch.Tensor:
         references = [family.encode_pixels(pipeline.vae, to_pixels(picture, (WIDTH, HEIGHT)))]
         inputs = family.prepare_inputs(noise.shape, embeds["edit"], references)
-        negative_inputs = family.prepare_inputs(noise.shape, embeds[""], references)
-        return pack_latents(sample_image(family, pipeline.transformer, noise, inputs, negative_inputs, STEPS, GUIDANCE))
+        guidance = Guidance(inputs=family.prepare_inputs(noise.shape, embeds[""], references), scale=GUIDANCE)
+        return pack_latents(sample_image(family, pipeline.transformer, noise, inputs, STEPS, guidance))
 
     def theirs() -> torch.Tensor:
         return pipeline(

@@ -13,6 +13,7 @@ from comfyui_longcat.training.config import (
     DatasetConfig,
     ModelConfig,
     SampleConfig,
+    TextToImageConfig,
     TrainConfig,
     TrainingOptions,
     ValidationConfig,
@@ -26,6 +27,7 @@ CONFIGS = {
     "LongCatTrainingOptions": TrainingOptions,
     "TrainLoRA": TrainConfig,
     "LongCatSampleEdit": SampleConfig,
+    "LongCatSampleT2I": TextToImageConfig,
 }
 
 IDS = {
@@ -39,7 +41,9 @@ IDS = {
     "LongCatTrainingOptions",
     "TrainLoRA",
     "EncodeEditPrompt",
+    "LongCatEncodePrompt",
     "LongCatSampleEdit",
+    "LongCatSampleT2I",
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from comfyui_longcat.training.models.family import family_of
 from comfyui_longcat.training.models.latents import pack_latents
-from comfyui_longcat.training.sampling.image import initial_noise, sample_image
+from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
 
 FAMILY = family_of("longcat_image")
 TOLERANCE = 1e-5
@@ -123,7 +123,7 @@ def test_edit_equals_the_released_pipeline(pipeline, monkeypatch, steps, guidanc
     references = [FAMILY.encode_pixels(pipeline.vae, pixels)]
     inputs = FAMILY.prepare_inputs(noise.shape, embeds["make it red"], references)
     negative = FAMILY.prepare_inputs(noise.shape, embeds[""], references)
-    ours = sample_image(FAMILY, pipeline.transformer, noise, inputs, negative, steps, guidance)
+    ours = sample_image(FAMILY, pipeline.transformer, noise, inputs, steps, Guidance(inputs=negative, scale=guidance))
     assert (ours - noise).abs().max() > 0.1
     assert largest_difference(f"{steps} steps, latents", pack_latents(ours), theirs("latent")) <= TOLERANCE
     decoded = FAMILY.decode(pipeline.vae, ours) / 2 + 0.5
@@ -141,7 +141,7 @@ def test_same_seed_means_the_pipelines_noise():
 @pytest.mark.parametrize("steps", [1, 8, 50])
 def test_a_perfect_prediction_leads_to_the_clean_latents(steps):
     clean, noise = randn(2, 16, 8, 12), initial_noise((2, 16, 8, 12), seed=1)
-    result = sample_image(FAMILY, Oracle(noise, clean), noise, oracle_inputs(noise.shape), None, steps, 1.0)
+    result = sample_image(FAMILY, Oracle(noise, clean), noise, oracle_inputs(noise.shape), steps)
     assert largest_difference(f"{steps} steps", result, clean) <= 1e-6
     assert result.dtype == torch.float32
 
@@ -149,7 +149,7 @@ def test_a_perfect_prediction_leads_to_the_clean_latents(steps):
 def test_the_model_sees_the_released_noise_levels():
     noise = initial_noise((1, 16, 128, 128), seed=1)
     oracle = Oracle(noise, noise)
-    sample_image(FAMILY, oracle, noise, oracle_inputs(noise.shape), None, 8, 1.0)
+    sample_image(FAMILY, oracle, noise, oracle_inputs(noise.shape), 8)
     e_mu = math.exp(1.15)
     even = [1 - i / 8 for i in range(8)]
     assert oracle.sigmas == pytest.approx([e_mu * s / (1 + (e_mu - 1) * s) for s in even], abs=1e-6)
@@ -163,9 +163,7 @@ def test_each_step_shows_the_current_estimate_of_the_clean_latents():
         Oracle(noise, clean),
         noise,
         oracle_inputs(noise.shape),
-        None,
         3,
-        1.0,
         on_step=lambda done, denoised: shown.append((done, denoised)),
     )
     assert [done for done, _ in shown] == [1, 2, 3]
@@ -181,7 +179,7 @@ def test_an_error_in_the_hook_ends_the_sampling():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample_image(FAMILY, oracle, noise, oracle_inputs(noise.shape), None, 5, 1.0, on_step=stop)
+        sample_image(FAMILY, oracle, noise, oracle_inputs(noise.shape), 5, on_step=stop)
     assert len(oracle.sigmas) == 1
 
 
@@ -189,7 +187,7 @@ def test_an_error_in_the_hook_ends_the_sampling():
 def test_guidance_costs_a_second_call_only_when_it_acts(guidance, with_negative, calls):
     noise = initial_noise((1, 16, 8, 8), seed=1)
     oracle, inputs = Oracle(noise, noise), oracle_inputs(noise.shape)
-    sample_image(FAMILY, oracle, noise, inputs, inputs if with_negative else None, 3, guidance)
+    sample_image(FAMILY, oracle, noise, inputs, 3, Guidance(inputs=inputs, scale=guidance) if with_negative else None)
     assert len(oracle.sigmas) == 3 * calls
 
 
@@ -198,6 +196,6 @@ def test_sampling_keeps_no_graph_and_leaves_the_noise_alone(pipeline):
     noise = initial_noise((1, 16, 8, 8), seed=1)
     before = noise.clone()
     with torch.enable_grad():
-        result = sample_image(FAMILY, pipeline.transformer, noise, oracle_inputs(noise.shape), None, 2, 1.0)
+        result = sample_image(FAMILY, pipeline.transformer, noise, oracle_inputs(noise.shape), 2)
     assert not result.requires_grad
     assert torch.equal(noise, before)

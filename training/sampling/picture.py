@@ -1,0 +1,208 @@
+"""From prompts to a picture, one loaded component at a time; the one body of text-to-image and edit.
+
+Legend: B batch, C channels, h w latent height and width (pixels / 8), H W pixels, L text tokens, D embedding.
+`raw_latents` are as the VAE gives them, which is also how ComfyUI carries latents between nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..config import SampleConfig
+from ..errors import ConfigError, StoppedByUserError
+from ..loop.events import Callbacks, StageProgress, WarningRaised
+from ..models.family import FLAVOURS, Family, Flavour, ModelInputs, family_of
+from ..models.handle import ModelHandle
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+PIXELS_PER_LATENT = 8
+PATCH_AREA = 4
+"""A token holds 2 x 2 latent pixels, so the transformer's in_channels are 4 C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """One encoded prompt, and for an edit the reference it is about."""
+
+    prompt_embeds: Tensor
+    """[1, L, D]"""
+    raw_ref_latents: Tensor | None = None
+    """[1, C, h, w]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSample:
+    """A sampled picture."""
+
+    pixels: Tensor
+    """[1, 3, H, W], -1..1, float32, on the CPU"""
+    raw_latents: Tensor
+    """[1, C, h, w], float32, on the CPU"""
+
+
+def encode_conditioning(
+    handle: ModelHandle, prompts: Sequence[str], pixels: Tensor | None, device: torch.device, callbacks: Callbacks
+) -> list[Conditioning]:
+    """One conditioning a prompt, on the CPU; the text encoder is released before the VAE is loaded.
+
+    Args:
+        handle: the model.
+        prompts: each may be empty.
+        pixels: [1, 3, H, W], the reference of all of them; None: text-to-image, the VAE is not needed.
+        device: where the components run.
+        callbacks: asked between the two components whether to stop.
+
+    Raises:
+        ModelError: the model's folder is missing or of another family.
+        StoppedByUserError: asked to stop.
+    """
+    from ..models.components import open_text_encoder, open_vae
+    from ..models.latents import denormalise
+
+    family = family_of(handle.config.model_family)
+    references = [] if pixels is None else [pixels.to(device)]
+    with open_text_encoder(handle, device, callbacks) as text_encoder:
+        prompt_embeds = [family.encode_prompt(text_encoder, prompt, references).cpu() for prompt in prompts]
+    _stop_if_asked(callbacks)
+    raw_ref_latents = None
+    if references:
+        with open_vae(handle, device, callbacks) as vae:
+            raw_ref_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()
+    return [Conditioning(prompt_embeds=embeds, raw_ref_latents=raw_ref_latents) for embeds in prompt_embeds]
+
+
+def sample_picture(
+    config: SampleConfig,
+    handle: ModelHandle,
+    prompts: tuple[Conditioning, Conditioning],
+    cfg_renorm: bool,
+    device: torch.device,
+    callbacks: Callbacks,
+    preview: Callable[[Tensor], Image | None],
+) -> PictureSample:
+    """Samples one picture; the transformer is released before the VAE is loaded.
+
+    Args:
+        config: a size of 0 is that of the reference.
+        handle: the model with its LoRAs.
+        prompts: positive and negative; the latter is not used where `guidance_scale` is 1.
+        cfg_renorm: `image.Guidance.renorm`.
+        device: where the components run.
+        callbacks: told of every step, asked after each whether to stop.
+        preview: a quick picture of (normalised) latents [1, C, h, w], or None.
+
+    Raises:
+        ConfigError: the conditioning does not fit the model.
+        ModelError: the model's folder is missing or of another family.
+        StoppedByUserError: asked to stop.
+    """
+    from ..models.components import open_transformer, open_vae
+    from ..models.latents import denormalise
+    from ..models.source import component_config
+    from .image import Guidance, initial_noise, sample_image
+
+    flavour = FLAVOURS[handle.config.model_flavour]
+    for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
+        _check_reference(name, conditioning, flavour)
+    transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
+    for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
+        _check_fit(name, conditioning, transformer_config)
+    _warn_of_guidance(config, handle, callbacks)
+    family = family_of(handle.config.model_family)
+    noise = initial_noise(_latents_shape(config, prompts[0], vae_config), config.seed)
+    inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in prompts)
+    guidance = Guidance(inputs=negative_inputs, scale=config.guidance_scale, renorm=cfg_renorm)
+    on_step = _reporter(config.num_inference_steps, callbacks, preview)
+    with open_transformer(handle, device, callbacks) as transformer:
+        latents = sample_image(family, transformer, noise, inputs, config.num_inference_steps, guidance, on_step)
+    with open_vae(handle, device, callbacks) as vae:
+        pixels = family.decode(vae, latents)
+    return PictureSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
+
+
+def _reporter(
+    total: int, callbacks: Callbacks, preview: Callable[[Tensor], Image | None]
+) -> Callable[[int, Tensor], None]:
+    def on_step(done: int, denoised: Tensor) -> None:
+        callbacks.on_event(StageProgress(stage="sampling", done=done, total=total, preview=preview(denoised)))
+        _stop_if_asked(callbacks)
+
+    return on_step
+
+
+def _inputs(
+    family: Family, noise: Tensor, conditioning: Conditioning, vae_config: dict[str, Any], device: torch.device
+) -> ModelInputs:
+    from ..models.latents import normalise
+
+    ref_latents = []
+    if conditioning.raw_ref_latents is not None:
+        # Cloned: tensors made in inference mode may not take part in later computations outside it.
+        raw_ref_latents = conditioning.raw_ref_latents.clone().float()
+        ref_latents = [normalise(raw_ref_latents, vae_config).to(device)]
+    return family.prepare_inputs(noise.shape, conditioning.prompt_embeds.clone().to(device), ref_latents)
+
+
+def _latents_shape(
+    config: SampleConfig, conditioning: Conditioning, vae_config: dict[str, Any]
+) -> tuple[int, int, int, int]:
+    if config.width:
+        height, width = config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT
+    else:
+        height, width = conditioning.raw_ref_latents.shape[-2:]
+    return 1, vae_config["latent_channels"], height, width
+
+
+def _check_reference(name: str, conditioning: Conditioning, flavour: Flavour) -> None:
+    if flavour.needs_reference and conditioning.raw_ref_latents is None:
+        raise ConfigError(
+            f"{name} holds 0 reference pictures; an edit needs exactly one. Make it with EncodeEditPrompt and wire the"
+            " picture into its reference input."
+        )
+    if not flavour.needs_reference and conditioning.raw_ref_latents is not None:
+        raise ConfigError(
+            f"{name} holds a reference picture; text-to-image takes none. Make it with LongCatEncodePrompt, or choose"
+            " an edit flavour and LongCatSampleEdit."
+        )
+
+
+def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
+    raw_ref_latents = conditioning.raw_ref_latents
+    encoder = "LongCatEncodePrompt" if raw_ref_latents is None else "EncodeEditPrompt"
+    width = transformer["joint_attention_dim"]
+    embeds = tuple(conditioning.prompt_embeds.shape)
+    if len(embeds) != 3 or embeds[0] != 1 or embeds[2] != width:
+        raise ConfigError(
+            f"{name} has embeddings of shape {list(embeds)}; this model takes [1, tokens, {width}]. Encode the prompt"
+            f" with {encoder} and the same model."
+        )
+    if raw_ref_latents is None:
+        return
+    channels = transformer["in_channels"] // PATCH_AREA
+    shape = tuple(raw_ref_latents.shape)
+    if len(shape) != 4 or shape[:2] != (1, channels) or shape[2] % 2 or shape[3] % 2:
+        raise ConfigError(
+            f"{name} has reference latents of shape {list(shape)}; this model takes [1, {channels}, height, width]"
+            f" with even sides. Encode the reference with {encoder} and the same model."
+        )
+
+
+def _warn_of_guidance(config: SampleConfig, handle: ModelHandle, callbacks: Callbacks) -> None:
+    flavour = handle.config.model_flavour
+    if FLAVOURS[flavour].distilled and config.guidance_scale > 1:
+        message = (
+            f"model_flavour {flavour} was distilled to draw without guidance, in 8 steps; guidance_scale is"
+            f" {config.guidance_scale}. Set it to 1: that is what the model was made for, and twice as fast."
+        )
+        callbacks.on_event(WarningRaised(message=message))
+
+
+def _stop_if_asked(callbacks: Callbacks) -> None:
+    if callbacks.should_stop():
+        raise StoppedByUserError("Sampling was stopped.")
