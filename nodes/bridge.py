@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ..training.models.choice import SingleFileDirs
+
 SECONDS_BETWEEN_MESSAGES = 0.25
 """A fast run has hundreds of steps a second; the browser gets a few of them."""
 
@@ -60,13 +62,30 @@ class ComfyHost:
         return AllowedRoots(bases=tuple(given), roots=tuple(self._roots()))
 
     def model_roots(self) -> AllowedRoots:
-        return AllowedRoots(bases=self.models_dirs(), roots=tuple(self._roots()))
+        files = self.single_file_dirs().transformer
+        return AllowedRoots(bases=(*self.models_dirs(), *files), roots=(*self._roots(), *files))
 
     def models_dirs(self) -> tuple[Path, ...]:
         import folder_paths
 
         standard = Path(folder_paths.models_dir) / "longcat"
         return tuple(dict.fromkeys([standard, *_registered("longcat")]))
+
+    def single_file_dirs(self) -> SingleFileDirs:
+        import comfy.model_management
+
+        from ..training.models.choice import SingleFileDirs
+        from ..training.models.single_file import TOKENIZER_IN_COMFYUI
+
+        text_encoders = tuple(_registered("text_encoders"))
+        # Where ComfyUI's code is; its base folder may be another.
+        root = Path(comfy.model_management.__file__).parents[1]
+        return SingleFileDirs(
+            transformer=tuple(_registered("diffusion_models")),
+            vae=tuple(_registered("vae")),
+            text_encoder=text_encoders,
+            tokenizer=(root / TOKENIZER_IN_COMFYUI, *(folder / TOKENIZER_IN_COMFYUI.name for folder in text_encoders)),
+        )
 
     def lora_dirs(self) -> tuple[Path, ...]:
         return tuple(_registered("loras"))

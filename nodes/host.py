@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ..training.models.choice import SingleFileDirs
+
 
 class Host(Protocol):
     """Device, folders, reporting and the right frame of mind for torch."""
@@ -29,11 +31,15 @@ class Host(Protocol):
         ...
 
     def model_roots(self) -> AllowedRoots:
-        """Folders that a diffusers model folder may lie in."""
+        """Folders that a diffusers model folder, or a transformer's single file, may lie in."""
         ...
 
     def models_dirs(self) -> tuple[Path, ...]:
         """`models/longcat` folders; the first is written to."""
+        ...
+
+    def single_file_dirs(self) -> SingleFileDirs:
+        """Folders of single files in the host's own order, and of Qwen2.5's tokenizer."""
         ...
 
     def lora_dirs(self) -> tuple[Path, ...]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..training.config import ModelConfig
+from ..training.errors import LongCatError
 from ..training.models.handle import LoraUse, ModelHandle
 from .host import current_host
-from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, socket, widgets
+from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, widget, widgets
+
+if TYPE_CHECKING:
+    from ..training.models.single_file import Kind
 
 NO_LORA = "none"
+
+FILES: dict[str, Kind] = {"transformer_file": "transformer", "vae_file": "vae", "text_encoder_file": "text_encoder"}
+"""Options that name a single file; offered are those that are there."""
 
 OFFLOAD = ("blocks_to_swap", "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group")
 
@@ -34,8 +41,20 @@ class LoadLongCat:
         required = ("model_family", "model_flavour", "pretrained_model_name_or_path", "base_model_precision")
         return {
             "required": widgets(ModelConfig, *required),
-            "optional": widgets(ModelConfig, "text_encoder_1_precision", *OFFLOAD),
+            "optional": widgets(ModelConfig, "text_encoder_1_precision", *OFFLOAD) | _file_widgets(),
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def IS_CHANGED(cls, unique_id: str | None = None, **choice: Any) -> str:
+        try:
+            # Files that have come or gone since may be another choice.
+            files = _handle(ModelConfig(**choice), None).files
+        except LongCatError:
+            # The node itself will say so.
+            return ""
+        paths = (files.transformer, files.vae, files.text_encoder) if files else ()
+        return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
     def load(
         self,
@@ -48,6 +67,10 @@ class LoadLongCat:
         enable_group_offload: bool = ModelConfig.enable_group_offload,
         group_offload_type: str = ModelConfig.group_offload_type,
         group_offload_blocks_per_group: int = ModelConfig.group_offload_blocks_per_group,
+        transformer_file: str = ModelConfig.transformer_file,
+        vae_file: str = ModelConfig.vae_file,
+        text_encoder_file: str = ModelConfig.text_encoder_file,
+        unique_id: str | None = None,
     ) -> tuple[ModelHandle]:
         config = ModelConfig(
             model_family=model_family,
@@ -59,8 +82,11 @@ class LoadLongCat:
             enable_group_offload=enable_group_offload,
             group_offload_type=group_offload_type,
             group_offload_blocks_per_group=group_offload_blocks_per_group,
+            transformer_file=transformer_file,
+            vae_file=vae_file,
+            text_encoder_file=text_encoder_file,
         )
-        return (_checked_handle(config),)
+        return (_handle(config, unique_id),)
 
 
 class LongCatLoadLoRA:
@@ -104,20 +130,27 @@ class LongCatLoadLoRA:
         return (model if path is None else model.with_lora(LoraUse(path=path, strength=strength)),)
 
 
-def _checked_handle(config: ModelConfig) -> ModelHandle:
-    from ..training.models.source import check_folder
+def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
+    from ..training.models.choice import choose_model
     from ..training.quantisation import ensure_available
 
     for precision in (config.base_model_precision, config.text_encoder_1_precision):
         ensure_available(precision)
     host = current_host()
-    folder = None
-    if config.pretrained_model_name_or_path != ModelConfig.pretrained_model_name_or_path:
-        folder = host.model_roots().resolve_folder(
-            config.pretrained_model_name_or_path, "LoadLongCat.pretrained_model_name_or_path"
-        )
-        check_folder(folder, config)
-    return ModelHandle(config=config, models_dirs=host.models_dirs(), folder=folder)
+    return choose_model(
+        config, host.models_dirs(), host.model_roots(), host.single_file_dirs(), host.callbacks(node_id)
+    )
+
+
+def _file_widgets() -> dict[str, Widget]:
+    from ..training.models.choice import AUTO, offered_files
+
+    try:
+        dirs = current_host().single_file_dirs()
+    except ModuleNotFoundError:
+        # No host: somebody reads the declaration alone, as documentation and tests do.
+        return {name: ([AUTO], widget(ModelConfig, name)[1]) for name in FILES}
+    return {name: ([AUTO, *offered_files(kind, dirs)], widget(ModelConfig, name)[1]) for name, kind in FILES.items()}
 
 
 def _lora_names() -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 from .options import Checked, option
+from .paths import check_name
 from .sizes import BUCKET_ALIGNMENT, PIXELS_PER_TOKEN, check_multiple, parse_resolutions, parse_size
 
 LARGEST_INT = 2**53 - 1
@@ -17,9 +18,6 @@ LARGEST_INT = 2**53 - 1
 
 POLYNOMIAL_END = 1e-7
 """Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
-
-WINDOWS_RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
-
 
 QUANTISED_PRECISIONS = ("int8-quanto", "int4-quanto", "fp8-torchao", "int8-torchao")
 BASE_PRECISIONS = ("bf16", "fp32", *QUANTISED_PRECISIONS)
@@ -43,8 +41,25 @@ class ModelConfig(Checked):
     )
     pretrained_model_name_or_path: str = option(
         "auto",
-        "auto: the folder models/longcat/<name> if it is there, else a download from the hub when a run starts."
-        " Or the path of a diffusers folder.",
+        "auto: the folder models/longcat/<name> if it is there, else a single file of the flavour in ComfyUI's"
+        " diffusion_models, else a download from the hub when a run starts. The hub id: as auto, without single files."
+        " Or the path of a diffusers folder, or of a transformer's single file.",
+    )
+    transformer_file: str = option(
+        "auto",
+        "A single file in ComfyUI's diffusion_models, such as longcat_image_edit_bf16.safetensors; goes before"
+        " pretrained_model_name_or_path, which auto leaves to decide.",
+    )
+    vae_file: str = option(
+        "auto",
+        "The VAE beside a transformer's single file: Flux.1's. auto: ae.safetensors in ComfyUI's vae folder.",
+        advanced=True,
+    )
+    text_encoder_file: str = option(
+        "auto",
+        "The text encoder beside a transformer's single file. auto: the first qwen_2.5_vl_7b*.safetensors in ComfyUI's"
+        " text_encoders folder.",
+        advanced=True,
     )
     base_model_precision: str = option(
         "bf16",
@@ -368,19 +383,3 @@ class TextToImageConfig(SampleConfig):
         "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
         " plain guidance.",
     )
-
-
-def check_name(where: str, name: str) -> None:
-    """Refuses names that cannot be a folder or file name on Linux, Windows and macOS alike.
-
-    Raises:
-        ConfigError: empty, over 100 characters, a path separator or one of `<>:"|?*`, a control character, a dot or a
-            blank at an end, or a name that Windows reserves.
-    """
-    forbidden = sorted({c for c in name if c in '<>:"/\\|?*' or ord(c) < 32})
-    reserved = name.split(".")[0].upper() in WINDOWS_RESERVED_NAMES
-    if not name or len(name) > 100 or forbidden or reserved or name != name.strip(" ."):
-        raise ConfigError(
-            f"{where} is {name!r}; use 1 to 100 characters that can be a file name on every system"
-            ' (no path separators, no <>:"|?*, no blank or dot at an end). Choose another name.'
-        )

@@ -1,12 +1,15 @@
-"""Which folders a workflow may name: paths in a graph come from anyone who can reach the server."""
+"""Which folders and names a workflow may give: paths in a graph come from anyone who can reach the server."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import PathError
+from .errors import ConfigError, PathError
+
+WINDOWS_RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,12 @@ class AllowedRoots:
             PathError: empty, outside the allowed roots (compared as real paths, so links and `..` do not help),
                 or no such folder.
         """
-        for candidate in self._candidates(text, what):
-            # Not Path.is_dir, which raises for names that are too long.
-            if os.path.isdir(candidate):
-                return candidate
-        raise PathError(
-            f"{what} is {text!r}; there is no such folder (looked in {self._shown()}). Create it, or correct the path."
-        )
+        # Not Path.is_dir, which raises for names that are too long.
+        return self._first(text, what, os.path.isdir, "folder")
+
+    def resolve_existing(self, text: str, what: str) -> Path:
+        """An existing folder or file, as its real path; otherwise as `resolve_folder`."""
+        return self._first(text, what, os.path.exists, "folder or file")
 
     def resolve_new(self, text: str, what: str) -> Path:
         """A path that need not exist yet, in the first base unless absolute; same containment as `resolve_folder`.
@@ -46,6 +48,15 @@ class AllowedRoots:
             PathError: empty, or outside the allowed roots.
         """
         return self._candidates(text, what)[0]
+
+    def _first(self, text: str, what: str, is_there: Callable[[Path], bool], wanted: str) -> Path:
+        for candidate in self._candidates(text, what):
+            if is_there(candidate):
+                return candidate
+        raise PathError(
+            f"{what} is {text!r}; there is no such {wanted} (looked in {self._shown()}). Create it, or correct the"
+            " path."
+        )
 
     def _candidates(self, text: str, what: str) -> list[Path]:
         if not text.strip():
@@ -74,3 +85,19 @@ class AllowedRoots:
 
     def _shown(self) -> str:
         return ", ".join(str(folder) for folder in dict.fromkeys((*self.bases, *(self.roots or ()))))
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuses names that cannot be a folder or file name on Linux, Windows and macOS alike.
+
+    Raises:
+        ConfigError: empty, over 100 characters, a path separator or one of `<>:"|?*`, a control character, a dot or a
+            blank at an end, or a name that Windows reserves.
+    """
+    forbidden = sorted({c for c in name if c in '<>:"/\\|?*' or ord(c) < 32})
+    reserved = name.split(".")[0].upper() in WINDOWS_RESERVED_NAMES
+    if not name or len(name) > 100 or forbidden or reserved or name != name.strip(" ."):
+        raise ConfigError(
+            f"{where} is {name!r}; use 1 to 100 characters that can be a file name on every system"
+            ' (no path separators, no <>:"|?*, no blank or dot at an end). Choose another name.'
+        )

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ...training.models.choice import SingleFileDirs
+
 DEFAULT_HOME = "longcat-home"
 
 STEP_LINES = 50
@@ -112,10 +114,23 @@ class TerminalHost:
         return AllowedRoots(bases=(self.input_dir(), Path.cwd()))
 
     def model_roots(self) -> AllowedRoots:
-        return AllowedRoots(bases=(*self.models_dirs(), Path.cwd()))
+        return AllowedRoots(bases=(*self.models_dirs(), *self.single_file_dirs().transformer, Path.cwd()))
 
     def models_dirs(self) -> tuple[Path, ...]:
         return (self.home / "models" / "longcat",)
+
+    def single_file_dirs(self) -> SingleFileDirs:
+        from ...training.models.choice import SingleFileDirs
+        from ...training.models.single_file import TOKENIZER_IN_COMFYUI
+
+        models = self.home / "models"
+        text_encoders = models / "text_encoders"
+        return SingleFileDirs(
+            transformer=(models / "diffusion_models",),
+            vae=(models / "vae",),
+            text_encoder=(text_encoders,),
+            tokenizer=(text_encoders / TOKENIZER_IN_COMFYUI.name,),
+        )
 
     def lora_dirs(self) -> tuple[Path, ...]:
         return (self.home / "models" / "loras",)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.training.loop.events import Event
+from comfyui_longcat.training.models.choice import SingleFileDirs
 from comfyui_longcat.training.paths import AllowedRoots
 
 
@@ -30,10 +31,15 @@ class FolderHost:
         return AllowedRoots(bases=(self.home / "input",), roots=(self.home / "input", self.home / "output"))
 
     def model_roots(self) -> AllowedRoots:
-        return AllowedRoots(bases=self.models, roots=self.models)
+        places = (*self.models, *self.single_file_dirs().transformer)
+        return AllowedRoots(bases=places, roots=places)
 
     def models_dirs(self) -> tuple[Path, ...]:
         return self.models
+
+    def single_file_dirs(self) -> SingleFileDirs:
+        folders = {kind: (self.home / kind,) for kind in ("transformer", "vae", "text_encoder", "tokenizer")}
+        return SingleFileDirs(**folders)
 
     def lora_dirs(self) -> tuple[Path, ...]:
         return (self.home / "loras",)

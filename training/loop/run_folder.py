@@ -23,7 +23,7 @@ from ..config import TrainConfig
 from ..errors import CheckpointError
 from ..files import replacing, sha256_of_file, sha256_of_json, write_json
 from ..models.handle import ModelHandle
-from .checkpoint import ADAPTER_FILE, list_checkpoints
+from .checkpoint import ADAPTER_FILE, list_checkpoints, step_of
 from .events import Callbacks, WarningRaised
 from .run_lock import exclusive
 
@@ -31,6 +31,9 @@ CODE_VERSION = 1
 """Counts up whenever the same settings would train other numbers: older unfinished runs are then not resumed."""
 
 FINISHED = "finished"
+
+STEADY_SCHEDULES = ("constant", "constant_with_warmup")
+"""Learning rates that do not depend on how long the run will be: more steps go on from the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether everything is done and the LoRA is still here, in the copy or in the last checkpoint."""
         here = self.lora_copy.is_file() or bool(list_checkpoints(self.checkpoints))
-        return self.manifest.state == FINISHED and here
+        return self.manifest.state == FINISHED and self.manifest.step == self.manifest.total_steps and here
 
     def note(self, manifest: Manifest) -> None:
         """Writes manifest.json.
@@ -97,13 +100,16 @@ def run_fingerprint(config: TrainConfig, handle: ModelHandle, cache: Cache, tran
     """Hash of everything that decides the trained numbers.
 
     Not in it: the name, where and how often things are saved, and the previews, which draw from seeds of their own.
-    So a run can be resumed with other previews or another checkpoint interval.
+    So a run can be resumed with other previews or another checkpoint interval. Nor is the number of steps, where the
+    learning rate does not depend on it: a finished run can be made longer.
     """
     settings = dataclasses.asdict(config)
     for name in ("run_name", "restart", "validation"):
         del settings[name]
-    for name in ("checkpoint_step_interval", "checkpoints_total_limit"):
+    for name in ("checkpoint_step_interval", "checkpoints_total_limit", "debug_images"):
         del settings["options"][name]
+    if config.options.lr_scheduler in STEADY_SCHEDULES:
+        del settings["max_train_steps"]
     return sha256_of_json(
         {
             "code": CODE_VERSION,
@@ -121,13 +127,13 @@ def claim_run(config: TrainConfig, fingerprint: str, runs_dir: Path, lora_dir: P
     """The folder of this run, for this process alone while the block runs.
 
     A run of `run_name` (or `run_name-2`, `-3`, ...) with the same fingerprint is taken up again, the newest if there
-    are several. Otherwise, and with `restart`, a new folder is made under the first name that neither a run nor a
-    LoRA file has.
+    are several, unless it has done more steps than are asked for. Otherwise, and with `restart`, a new folder is made
+    under the first name that neither a run nor a LoRA file has.
 
     Raises:
         CheckpointError: another process works on this run.
     """
-    existing = None if config.restart else _existing_run(runs_dir, config.run_name, fingerprint)
+    existing = None if config.restart else _existing_run(runs_dir, config, fingerprint)
     folder = existing or _new_folder(runs_dir, lora_dir, config.run_name)
     with _held(folder):
         manifest = _read_manifest(folder) or Manifest(
@@ -138,6 +144,7 @@ def claim_run(config: TrainConfig, fingerprint: str, runs_dir: Path, lora_dir: P
             pid=os.getpid(),
             heartbeat=time.time(),
         )
+        manifest = replace(manifest, total_steps=config.max_train_steps)
         run = RunFolder(folder=folder, manifest=manifest, notes=_notes(folder, config, existing is not None))
         if existing is None:
             run.note(manifest)
@@ -151,6 +158,7 @@ def settings_of(config: TrainConfig, handle: ModelHandle, cache: Cache) -> dict[
         "train": dataclasses.asdict(config),
         "model": dataclasses.asdict(handle.config),
         "model_folder": str(handle.folder) if handle.folder else None,
+        "model_files": {name: str(path) for name, path in vars(handle.files).items()} if handle.files else None,
         "loras": [{"path": str(use.path), "strength": use.strength} for use in handle.loras],
         "sources": [dataclasses.asdict(source) for source in cache.dataset.sources],
         "cache_folders": {
@@ -161,6 +169,21 @@ def settings_of(config: TrainConfig, handle: ModelHandle, cache: Cache) -> dict[
                 ("text", cache.folders.text),
             )
         },
+    }
+
+
+def lora_metadata(config: TrainConfig, handle: ModelHandle, cache: Cache, fingerprint: str) -> dict[str, str]:
+    """For the LoRA file. Equal training gives equal files, whatever the run is called and however it is previewed."""
+    settings = settings_of(config, handle, cache)["train"]
+    training = {name: value for name, value in settings.items() if name not in ("run_name", "restart", "validation")}
+    return {
+        "model_family": handle.config.model_family,
+        "model_flavour": handle.config.model_flavour,
+        "base_model_precision": handle.config.base_model_precision,
+        "dataset_fingerprint": cache.fingerprint(),
+        "run_fingerprint": fingerprint,
+        "samples": str(len(cache.records)),
+        "train": json.dumps(training, sort_keys=True),
     }
 
 
@@ -193,14 +216,21 @@ def publish_lora(run: RunFolder, lora_dir: Path, callbacks: Callbacks) -> Path:
     return path
 
 
-def _existing_run(runs_dir: Path, name: str, fingerprint: str) -> Path | None:
+def _existing_run(runs_dir: Path, config: TrainConfig, fingerprint: str) -> Path | None:
     numbers = {}
     for folder in runs_dir.glob("*/") if runs_dir.is_dir() else ():
-        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
+        match = re.fullmatch(rf"{re.escape(config.run_name)}(?:-(\d+))?", folder.name)
         manifest = _read_manifest(folder) if match else None
-        if match and manifest is not None and manifest.fingerprint == fingerprint:
+        if manifest is None or manifest.fingerprint != fingerprint:
+            continue
+        if _steps_done(folder, manifest) <= config.max_train_steps:
             numbers[folder] = int(match[1] or 1)
     return max(numbers, key=numbers.__getitem__, default=None)
+
+
+def _steps_done(folder: Path, manifest: Manifest) -> int:
+    """The manifest is written after a checkpoint: a crash between the two leaves it behind."""
+    return max(manifest.step, *map(step_of, list_checkpoints(folder / "checkpoints")), 0)
 
 
 def _new_folder(runs_dir: Path, lora_dir: Path, name: str) -> Path:

@@ -199,11 +199,16 @@ def find_in(folders: Iterable[Path]) -> list[FoundFile]:
     found = []
     for folder in folders:
         for path in sorted(_files_below(folder)):
-            name = path.name.lower()
-            known = next((known for known in KNOWN_NAMES if fnmatch.fnmatchcase(name, known[0])), None)
+            known = known_file(path)
             if known is not None:
-                found.append(FoundFile(path=path, kind=known[1], flavour=known[2]))
+                found.append(known)
     return found
+
+
+def known_file(path: Path) -> FoundFile | None:
+    """What the name of `path` suggests; None: nothing. The file is not read."""
+    known = next((known for known in KNOWN_NAMES if fnmatch.fnmatchcase(path.name.lower(), known[0])), None)
+    return FoundFile(path=path, kind=known[1], flavour=known[2]) if known else None
 
 
 def _describe(file: TensorFile) -> SingleFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
     folder = handle.folder or _folder_of_flavour(handle, callbacks)
     check_folder(folder, handle.config)
     return folder
+
+
+def found_folder(flavour: Flavour, models_dirs: Sequence[Path]) -> Path | None:
+    """The flavour's diffusers folder in the first of `models_dirs` that has it; unchecked."""
+    candidates = (models_dir / flavour.folder_name for models_dir in models_dirs)
+    return next((folder for folder in candidates if (folder / "model_index.json").is_file()), None)
 
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
@@ -128,11 +135,11 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
     flavour = FLAVOURS[handle.config.model_flavour]
-    candidates = [models_dir / flavour.folder_name for models_dir in handle.models_dirs]
-    found = next((folder for folder in candidates if (folder / "model_index.json").is_file()), None)
+    found = found_folder(flavour, handle.models_dirs)
+    new = handle.models_dirs[0] / flavour.folder_name
     if flavour.repo_id is None:
-        return _twin(found or candidates[0], flavour)
-    return found or _downloaded(flavour, flavour.repo_id, candidates[0], callbacks)
+        return _twin(found or new, flavour)
+    return found or _downloaded(flavour, flavour.repo_id, new, callbacks)
 
 
 def _twin(folder: Path, flavour: Flavour) -> Path:
