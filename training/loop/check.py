@@ -23,16 +23,25 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
     _check_cache(handle, cache, "cache")
     if config.validation is not None and validation_cache is not None:
         _check_cache(handle, validation_cache, "validation cache")
-    if config.options.lr_warmup_steps >= config.max_train_steps:
-        raise ConfigError(
-            f"lr_warmup_steps is {config.options.lr_warmup_steps} and max_train_steps {config.max_train_steps}; the"
-            " warm-up must end before the training does. Lower lr_warmup_steps."
-        )
+    check_steps(config)
     samples = sum(1 + cached.record.repeats for cached in cache.records)
     if config.train_batch_size > samples:
         raise ConfigError(
             f"train_batch_size is {config.train_batch_size}, but an epoch has only {samples} samples. Use at most"
             f" {samples}, more data or more repeats, or gradient_accumulation_steps for a larger batch."
+        )
+
+
+def check_steps(config: TrainConfig) -> None:
+    """Refuses numbers of steps that exclude each other; needs no data.
+
+    Raises:
+        ConfigError: naming the settings and what to change.
+    """
+    if config.options.lr_warmup_steps >= config.max_train_steps:
+        raise ConfigError(
+            f"lr_warmup_steps is {config.options.lr_warmup_steps} and max_train_steps {config.max_train_steps}; the"
+            " warm-up must end before the training does. Lower lr_warmup_steps."
         )
 
 
