@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import data, encode, load, sample, train
+from . import data, encode, load, lora, sample, train
 
 
 def _merged() -> dict[str, type]:
     merged: dict[str, type] = {}
-    for module in (load, data, train, encode, sample):
+    for module in (load, lora, data, train, encode, sample):
         twice = merged.keys() & module.NODES.keys()
         if twice:
             raise ValueError(f"{module.__name__} registers {', '.join(sorted(twice))} a second time.")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.config import ModelConfig
 from ..training.errors import LongCatError
-from ..training.models.handle import LoraUse, ModelHandle
+from ..training.models.handle import ModelHandle
 from .host import current_host
-from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, widget, widgets
+from .types import LONGCAT_MODEL, Widget, widget, widgets
 
 if TYPE_CHECKING:
     from ..training.models.single_file import Kind
-
-NO_LORA = "none"
 
 FILES: dict[str, Kind] = {"transformer_file": "transformer", "vae_file": "vae", "text_encoder_file": "text_encoder"}
 """Options that name a single file; offered are those that are there."""
@@ -89,47 +86,6 @@ class LoadLongCat:
         return (_handle(config, unique_id),)
 
 
-class LongCatLoadLoRA:
-    """Puts a LoRA file on top of a model handle."""
-
-    DISPLAY_NAME = "Load LongCat LoRA"
-    DESCRIPTION = "Adds a trained LoRA to the model; several can be chained. It is applied when the model is loaded."
-    CATEGORY = "LongCat/model"
-    FUNCTION = "load"
-    RETURN_TYPES = (LONGCAT_MODEL,)
-    RETURN_NAMES = ("model",)
-    OUTPUT_TOOLTIPS = ("The model with the LoRA on top.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
-        return {
-            "required": {
-                "model": socket(LONGCAT_MODEL, "The model to add the LoRA to."),
-                "lora_name": (
-                    [NO_LORA, *_lora_names()],
-                    {"default": NO_LORA, "tooltip": "A file below models/loras; not used when lora is connected."},
-                ),
-                "strength": (
-                    "FLOAT",
-                    strength | {"tooltip": "How strongly the LoRA acts: 1 as trained, 0 not at all."},
-                ),
-            },
-            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; goes before lora_name.")},
-        }
-
-    @classmethod
-    def IS_CHANGED(cls, lora_name: str = NO_LORA, **_others: Any) -> str:
-        path = _find_lora(lora_name)
-        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path else ""
-
-    def load(
-        self, model: ModelHandle, lora_name: str, strength: float, lora: TrainedLora | None = None
-    ) -> tuple[ModelHandle]:
-        path = lora.path if lora is not None else _find_lora(lora_name)
-        return (model if path is None else model.with_lora(LoraUse(path=path, strength=strength)),)
-
-
 def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
     from ..training.models.choice import choose_model
     from ..training.quantisation import ensure_available
@@ -153,36 +109,6 @@ def _file_widgets() -> dict[str, Widget]:
     return {name: ([AUTO, *offered_files(kind, dirs)], widget(ModelConfig, name)[1]) for name, kind in FILES.items()}
 
 
-def _lora_names() -> list[str]:
-    try:
-        return current_host().lora_names()
-    except ModuleNotFoundError:
-        # No host: somebody reads the declaration alone, as documentation and tests do.
-        return []
-
-
-def _find_lora(name: str) -> Path | None:
-    """The file called `name` below the LoRA folders; None for "none".
-
-    Raises:
-        LoraFileError: there is no such file, or it lies outside these folders.
-    """
-    from ..training.errors import LoraFileError
-
-    if name == NO_LORA:
-        return None
-    folders = [folder.resolve() for folder in current_host().lora_dirs()]
-    for folder in folders:
-        path = folder / name
-        if path.is_file() and ".." not in Path(name).parts and path.is_relative_to(folder):
-            return path
-    raise LoraFileError(
-        f"LongCatLoadLoRA.lora_name is {name!r}; there is no such file below {', '.join(map(str, folders))}."
-        " Choose one from the list (press R to read it anew)."
-    )
-
-
 NODES: dict[str, type] = {
     "LoadLongCat": LoadLongCat,
-    "LongCatLoadLoRA": LongCatLoadLoRA,
 }

@@ -33,6 +33,7 @@ CONFIGS = {
 IDS = {
     "LoadLongCat",
     "LongCatLoadLoRA",
+    "LongCatConvertLoRA",
     "LongCatDataset",
     "PairDatasets",
     "CacheVAELatents",
@@ -132,5 +133,6 @@ def test_widget_of_an_unknown_field_is_refused() -> None:
         widget(TrainConfig, "learning_rat")
 
 
-def test_only_training_may_end_a_graph() -> None:
-    assert {name for name, node in NODE_CLASS_MAPPINGS.items() if getattr(node, "OUTPUT_NODE", False)} == {"TrainLoRA"}
+def test_only_nodes_that_write_for_the_user_may_end_a_graph() -> None:
+    ends = {name for name, node in NODE_CLASS_MAPPINGS.items() if getattr(node, "OUTPUT_NODE", False)}
+    assert ends == {"TrainLoRA", "LongCatConvertLoRA"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_longcat.nodes.data import CacheVAELatents, LongCatCacheText, LongCatDataset, PairDatasets
-from comfyui_longcat.nodes.load import LoadLongCat, LongCatLoadLoRA
+from comfyui_longcat.nodes.load import LoadLongCat
+from comfyui_longcat.nodes.lora import LongCatLoadLoRA
 from comfyui_longcat.nodes.train import LongCatTrainingOptions, LongCatValidation, TrainLoRA
 from comfyui_longcat.training.errors import ConfigError, LoraFileError, ModelError, PathError, StoppedByUserError
 from comfyui_longcat.training.loop.events import RunStarted, StepReport
