@@ -70,8 +70,8 @@ def read_files(path: Path | None, overrides: Mapping[str, Any], needs_data: bool
         raise ConfigError(f"{path} holds a {type(config).__name__}; config.json is an object of keys and values.")
     config = {name.removeprefix("--"): value for name, value in config.items()}
     config |= overrides
-    check_keys(config, CONFIG_KEYS, str(path) if path else "the command line")
     refuse_video(config)
+    check_keys(config, CONFIG_KEYS, str(path) if path else "the command line")
     data_file = _data_file(config.get("data_backend_config"), path, needs_data)
     datasets = read_json(data_file) if data_file is not None else []
     if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
@@ -89,8 +89,8 @@ def read_run(config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]]) -
         ConfigError: an unknown key (the nearest one is named), a value that is not possible here (with the reason),
             or keys that exclude each other.
     """
-    check_keys(config, CONFIG_KEYS, "config.json")
     refuse_video(config)
+    check_keys(config, CONFIG_KEYS, "config.json")
     notes = list(_notes(config))
     model = _build(ModelConfig, config, **_model_values(config))
     sets, eval_sets, text_cache, data_notes = read_sets(config, datasets)

@@ -76,7 +76,7 @@ _READ: dict[str, Key] = {
         "null: found by flavour (auto). A diffusers folder, or the flavour's own hub name, which is the same as null.",
     ),
     "mixed_precision": Key(
-        help="bf16: as always here. no: fp32 throughout. fp16 is refused: the model overflows in it.",
+        help="bf16: as always here. no: fp32 throughout. fp16 is not supported: the released weights are bf16.",
         accepts=("bf16", "no"),
     ),
     "output_dir": _field(
@@ -240,7 +240,7 @@ DATA_KEYS: dict[str, Key] = {
     "cache_dir_vae": Key(help="Where the latents of this dataset are kept; not the folder of another one."),
     "cache_dir": Key(help="Of a text_embeds entry: where embedded prompts are kept."),
     "crop": Key(
-        help="false: pictures keep their aspect (widget crop_aspect preserve). true: crop_aspect as given, else square.",
+        help="false: pictures keep their aspect (crop_aspect preserve). true: crop_aspect as given, else square.",
         accepts=(True, False),
     ),
     "disabled": Key(help="true: the dataset is left out.", accepts=(True, False)),
