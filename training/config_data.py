@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import DatasetConfig
@@ -47,10 +47,9 @@ def read_sets(
     targets = [name for name in entries if name not in referenced.values()]
     sets = {name: _set_of(config, entries, name, referenced[name]) for name in targets}
     evaluation = _evaluation(config, entries, targets)
-    training = [each for name, each in sets.items() if name not in evaluation]
-    for group in (training, [sets[name] for name in evaluation]):
-        notes += _shared_cache_notes(group)
-    return tuple(training), tuple(sets[name] for name in evaluation), next(iter(text_caches), None), notes
+    training = _cached_together([each for name, each in sets.items() if name not in evaluation], notes)
+    evaluated = _cached_together([sets[name] for name in evaluation], notes)
+    return training, evaluated, next(iter(text_caches), None), notes
 
 
 def _is_text_cache(entry: Mapping[str, Any]) -> bool:
@@ -162,10 +161,17 @@ def _dataset(config: Mapping[str, Any], entry: Mapping[str, Any], role: str) -> 
     return DatasetConfig(**values)
 
 
-def _shared_cache_notes(sets: Sequence[GuideSet]) -> list[str]:
-    """Sets that train together are cached together."""
-    return [
-        f"dataset {each.targets.id!r}, cache_dir_vae: kept with the first dataset's, in {sets[0].cache_dir_vae}."
-        for each in sets[1:]
-        if each.cache_dir_vae not in (sets[0].cache_dir_vae, TARGETS_CACHE)
-    ]
+def _cached_together(sets: Sequence[GuideSet], notes: list[str]) -> tuple[GuideSet, ...]:
+    """The sets with one pair of cache folders, since they go through the cache nodes as one."""
+    if not sets:
+        return ()
+    folders = {"cache_dir_vae": sets[0].cache_dir_vae}
+    of_references = [each.reference_cache_dir_vae for each in sets if each.references is not None]
+    folders["reference_cache_dir_vae"] = next(iter(of_references), REFERENCES_CACHE)
+    for each in sets[1:]:
+        if each.cache_dir_vae not in (sets[0].cache_dir_vae, TARGETS_CACHE):
+            notes.append(
+                f"dataset {each.targets.id!r}, cache_dir_vae: datasets of one run share the first one's,"
+                f" {sets[0].cache_dir_vae}."
+            )
+    return tuple(replace(each, **folders) for each in sets)
