@@ -60,7 +60,7 @@ class LongCatDataset:
 
     @classmethod
     def IS_CHANGED(cls, instance_data_dir: str = "", **_others: Any) -> str:
-        from ..training.data.pairs import folder_fingerprint
+        from ..training.data.folder import folder_fingerprint
 
         return folder_fingerprint(_dataset_folder(instance_data_dir))
 
@@ -124,10 +124,49 @@ class PairDatasets:
     def pair(self, targets: DatasetConfig, references: DatasetConfig) -> tuple[TrainingSet, Tensor, str]:
         from ..training.data.contact_sheet import contact_sheet
         from ..training.data.pairs import pair_datasets
+        from ..training.data.sets import describe
         from .images import to_image
 
         pairs = pair_datasets(targets, references)
-        return pairs, to_image([contact_sheet(pairs)]), _pairs_report(pairs)
+        return pairs, to_image([contact_sheet(pairs)]), describe(pairs)
+
+
+class LongCatJoinDatasets:
+    """Puts several folders into one training."""
+
+    DISPLAY_NAME = "Join Datasets"
+    DESCRIPTION = (
+        "Trains on several folders at once: captioned folders, or pairs from PairDatasets. Each keeps its own"
+        " resolution and repeats. With one input alone it shows the contact sheet of a captioned folder."
+    )
+    CATEGORY = "LongCat/data"
+    FUNCTION = "join"
+    RETURN_TYPES = (LONGCAT_PAIRS, "IMAGE", "STRING")
+    RETURN_NAMES = ("pairs", "contact_sheet", "report")
+    OUTPUT_TOOLTIPS = (
+        "The data of both, for the caches or another LongCatJoinDatasets.",
+        "The first pictures of each input, with their captions.",
+        "How many pictures there are, and in which buckets.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        kinds = f"{LONGCAT_PAIRS},{LONGCAT_DATASET}"
+        return {
+            "required": {"first": socket(kinds, "A captioned folder from LongCatDataset, or pairs.")},
+            "optional": {"second": socket(kinds, "Another one, with another id.")},
+        }
+
+    def join(
+        self, first: TrainingSet | DatasetConfig, second: TrainingSet | DatasetConfig | None = None
+    ) -> tuple[TrainingSet, Tensor, str]:
+        from ..training.data.contact_sheet import contact_sheet
+        from ..training.data.sets import describe, join_sets, training_set_of
+        from .images import to_image
+
+        sets = [training_set_of(given) for given in (first, second) if given is not None]
+        joined = join_sets(sets)
+        return joined, to_image([contact_sheet(each) for each in sets]), describe(joined)
 
 
 class CacheVAELatents:
@@ -150,7 +189,11 @@ class CacheVAELatents:
         return {
             "required": {
                 "model": socket(LONGCAT_MODEL, "The model whose VAE encodes."),
-                "pairs": socket(LONGCAT_PAIRS, "The pairs from PairDatasets."),
+                "pairs": socket(
+                    f"{LONGCAT_PAIRS},{LONGCAT_DATASET}",
+                    "Pairs from PairDatasets for an edit model; for text-to-image a captioned folder from"
+                    " LongCatDataset, or several from LongCatJoinDatasets.",
+                ),
                 "cache_dir_vae": text("Where the targets' latents are kept." + below, "vae/targets"),
                 "reference_cache_dir_vae": text("Where the references' latents are kept." + below, "vae/references"),
             },
@@ -164,20 +207,22 @@ class CacheVAELatents:
     def cache(
         self,
         model: ModelHandle,
-        pairs: TrainingSet,
+        pairs: TrainingSet | DatasetConfig,
         cache_dir_vae: str,
         reference_cache_dir_vae: str,
         unique_id: str | None = None,
     ) -> tuple[Cache, str]:
         from ..training.caches.latents import cache_latents
+        from ..training.data.sets import training_set_of
 
+        dataset = training_set_of(pairs)
         host = current_host()
         folders = CacheFolders(
             targets=_cache_folder(cache_dir_vae, "CacheVAELatents.cache_dir_vae"),
             references=_cache_folder(reference_cache_dir_vae, "CacheVAELatents.reference_cache_dir_vae"),
         )
         with host.heavy_work():
-            cache, report = cache_latents(pairs, model, folders, host.device(), host.callbacks(unique_id))
+            cache, report = cache_latents(dataset, model, folders, host.device(), host.callbacks(unique_id))
         return cache, report.text()
 
 
@@ -256,18 +301,10 @@ def _which_exist(*names: str) -> str:
     return ",".join(str(_cache_folder(name, "cache folder").is_dir()) for name in names)
 
 
-def _pairs_report(pairs: TrainingSet) -> str:
-    from collections import Counter
-
-    buckets = Counter(record.bucket for record in pairs.records)
-    lines = [f"{len(pairs.records)} pairs in {len(buckets)} bucket{'s' if len(buckets) > 1 else ''}:"]
-    lines += [f"  {width}x{height}: {count}" for (width, height), count in sorted(buckets.items())]
-    return "\n".join(lines)
-
-
 NODES: dict[str, type] = {
     "LongCatDataset": LongCatDataset,
     "PairDatasets": PairDatasets,
+    "LongCatJoinDatasets": LongCatJoinDatasets,
     "CacheVAELatents": CacheVAELatents,
     "LongCatCacheText": LongCatCacheText,
 }

@@ -1,7 +1,7 @@
 """Caption files: UTF-8 with or without mark, everything else refused by name."""
 
 import pytest
-from comfyui_longcat.training.data.captions import read_caption
+from comfyui_longcat.training.data.caption_files import read_caption
 from comfyui_longcat.training.errors import DataError
 
 CHINESE = "\u52a0\u4e00\u4e2a\u84dd\u8272\u8fb9\u6846"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from comfyui_longcat.training.config import DatasetConfig
-from comfyui_longcat.training.data.pairs import folder_fingerprint, pair_datasets
+from comfyui_longcat.training.data.folder import folder_fingerprint
+from comfyui_longcat.training.data.pairs import pair_datasets
 from comfyui_longcat.training.errors import DataError
 from PIL import Image
 

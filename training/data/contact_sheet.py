@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .media import crop_to, read_image
-from .records import TrainingSet
+from .records import Record, TrainingSet
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -59,15 +59,28 @@ WORD_OR_CHARACTER = re.compile(r"\s+|[^\s\u2e80-\uffff]+|[\u2e80-\uffff]")
 def contact_sheet(dataset: TrainingSet, limit: int = 12) -> Image.Image:
     """The first `limit` records as rows reference | target | instruction, cropped as they will be trained.
 
+    Without references there is no column for them; a single row without one begins with an empty place.
+
     Raises:
         DataError: a picture cannot be read; names it.
     """
     records = dataset.records[:limit]
-    rows = [[crop_to(read_image(path), r.bucket) for path in (*r.references, r.target)] for r in records]
-    pictures = len(dataset.records)
-    count = f"{pictures} pairs" if len(records) == pictures else f"the first {len(records)} of {pictures} pairs"
+    paired = any(record.references for record in dataset.records)
+    what, titles = ("pairs", ("reference", "target", "instruction")) if paired else ("pictures", ("picture", "caption"))
+    total = len(dataset.records)
+    count = f"{total} {what}" if len(records) == total else f"the first {len(records)} of {total} {what}"
     captions = [f"{r.name} ({r.bucket[0]}x{r.bucket[1]})\n{r.caption}" for r in records]
-    return image_grid(rows, ("reference", "target", f"instruction ({count})"), captions)
+    rows = [_pictures_of(record, paired) for record in records]
+    return image_grid(rows, (*titles[:-1], f"{titles[-1]} ({count})"), captions)
+
+
+def _pictures_of(record: Record, paired: bool) -> list[Image.Image]:
+    from PIL import Image
+
+    paths = (*record.references, record.target)
+    pictures = [crop_to(read_image(path), record.bucket, record.crop) for path in paths]
+    missing = [Image.new("RGB", record.bucket, PAPER)] if paired and not record.references else []
+    return [*missing, *pictures]
 
 
 def image_grid(

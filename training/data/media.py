@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from ..sizes import Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +19,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".a
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 """Pillow's decoders that may run, whatever the suffix says: others start programs or read documents."""
+
+CENTRE = (0.5, 0.5)
+"""The crop that keeps the middle."""
 
 TURNED_BY_QUARTER = {5, 6, 7, 8}
 """EXIF orientations in which the stored width is the seen height."""
@@ -56,14 +60,17 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture resized to cover `size` (width, height) in px in its own aspect, and cropped around its centre."""
+def crop_to(image: Image.Image, size: Size, crop: tuple[float, float] = CENTRE) -> Image.Image:
+    """The picture resized to cover `size` (width, height) in px in its own aspect, and cropped to it.
+
+    `crop`: shares of what is cropped off that fall to the left and to the top.
+    """
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS, centering=crop)
 
 
-def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def to_pixels(image: Image.Image, size: Size, crop: tuple[float, float] = CENTRE) -> Tensor:
     """An RGB picture as pixels of a bucket, by `crop_to`.
 
     Returns:
@@ -72,7 +79,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
     import numpy as np
     import torch
 
-    array = np.array(crop_to(image, size), dtype=np.float32)
+    array = np.array(crop_to(image, size, crop), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 

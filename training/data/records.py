@@ -19,7 +19,7 @@ class Record:
     """At most one is used by the released models."""
     caption: str
     bucket: tuple[int, int]
-    """(width, height) in px that target and reference are each cropped to."""
+    """(width, height) in px that target and reference are each resized to cover, and cropped to."""
     crop: tuple[float, float] = (0.5, 0.5)
     """Shares of what is cropped off that fall to the left and to the top, of target and reference alike."""
     repeats: int = 0

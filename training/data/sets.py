@@ -1,16 +1,131 @@
-"""Joining what several datasets give."""
+"""Datasets become training sets: a captioned folder, the records of one folder, and several sets in one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from .records import TrainingSet
+from ..config import DatasetConfig
+from ..errors import DataError
+from ..files import sha256_of_json
+from ..sizes import Size
+from .buckets import bucket_choices, nearest_bucket
+from .captions import missing_faults, nameless_warnings, read_captions
+from .folder import PictureFolder, duplicate_faults, empty_faults, folder_faults, read_sizes, refuse, scan_folder
+from .records import Record, Source, TrainingSet
+
+CROP_STEPS = 1000
+"""A random crop's place is one of this many, so that it has a short exact name."""
+
+
+def scan_dataset(config: DatasetConfig) -> TrainingSet:
+    """One captioned folder, for text-to-image.
+
+    Args:
+        config: dataset_type "image", any caption_strategy but none; instance_data_dir is an absolute path.
+
+    Raises:
+        DataError: lists everything that is wrong, with counts, names and remedies.
+    """
+    faults = folder_faults("pictures", config, "image")
+    if config.caption_strategy == "none":
+        faults.append(
+            f"Dataset {config.id!r} has caption_strategy 'none'; pictures to learn need captions. Choose textfile,"
+            " filename, instanceprompt, json or csv."
+        )
+    refuse("The folder cannot be used", faults)
+    folder = scan_folder("pictures", config)
+    refuse("The folder cannot be used", empty_faults(folder))
+    captions = read_captions(folder)
+    sizes, size_faults = read_sizes(folder)
+    faults = duplicate_faults(folder.role, folder.path, folder.duplicates)
+    missing = [name for name in folder.names if name not in captions.by_name]
+    faults += [*captions.faults, *missing_faults(folder, captions, missing), *size_faults]
+    refuse("The folder cannot be used", faults)
+    return TrainingSet(
+        sources=(Source(targets=config),),
+        records=records_of(folder, sizes, captions.by_name),
+        warnings=tuple(nameless_warnings(folder)),
+    )
+
+
+def training_set_of(given: TrainingSet | DatasetConfig) -> TrainingSet:
+    """What PairDatasets or LongCatDataset gave, as a training set.
+
+    Raises:
+        DataError: as `scan_dataset`.
+    """
+    return given if isinstance(given, TrainingSet) else scan_dataset(given)
 
 
 def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
-    """All records of `sets`, in their order."""
-    return TrainingSet(
+    """All records of `sets`, in their order.
+
+    Raises:
+        DataError: two datasets have one id.
+    """
+    joined = TrainingSet(
         sources=tuple(source for each in sets for source in each.sources),
         records=tuple(record for each in sets for record in each.records),
         warnings=tuple(warning for each in sets for warning in each.warnings),
     )
+    counts = Counter(source.targets.id for source in joined.sources)
+    twice = [repr(name) for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} dataset ids occur more than once: {', '.join(twice)}. Give every LongCatDataset an id of its"
+            " own; to see pictures more often, raise repeats."
+        )
+    return joined
+
+
+def records_of(
+    folder: PictureFolder,
+    sizes: Mapping[str, Size],
+    captions: Mapping[str, str],
+    references: Mapping[str, Path] | None = None,
+) -> tuple[Record, ...]:
+    """A record for each picture of `folder` and each of its resolutions; all mappings are by stem."""
+    config = folder.config
+    records = []
+    for choices in bucket_choices(config):
+        for name in folder.names:
+            record = Record(
+                name=name,
+                target=folder.pictures[name],
+                references=(references[name],) if references else (),
+                caption=captions[name],
+                bucket=nearest_bucket(*sizes[name], choices),
+                crop=_crop_of(config, name),
+                repeats=config.repeats,
+            )
+            records.append(record)
+    # Small resolutions may share a bucket: the same record twice would be a hidden repeat.
+    return tuple(dict.fromkeys(records))
+
+
+def describe(dataset: TrainingSet) -> str:
+    """For reports: how many records, in which buckets, and the warnings."""
+    records = dataset.records
+    buckets = Counter(record.bucket for record in records)
+    what = "pairs" if all(record.references for record in records) else "pictures"
+    names = len({record.target for record in records})
+    at = f" of {names} files" if names < len(records) else ""
+    seen = sum(1 + record.repeats for record in records)
+    often = f", {seen} samples an epoch with their repeats" if seen > len(records) else ""
+    lines = [f"{len(records)} {what}{at} in {len(buckets)} bucket{'s' if len(buckets) > 1 else ''}{often}:"]
+    lines += [f"  {width}x{height}: {count}" for (width, height), count in sorted(buckets.items())]
+    lines += [f"Warning: {warning}" for warning in dataset.warnings]
+    return "\n".join(lines)
+
+
+def _crop_of(config: DatasetConfig, name: str) -> tuple[float, float]:
+    if config.crop_style == "center":
+        return (0.5, 0.5)
+    if config.crop_style == "corner":
+        return (0.0, 0.0)
+    if config.crop_style == "random":
+        digest = int(sha256_of_json({"dataset": config.id, "name": name}), 16)
+        return (digest % CROP_STEPS / CROP_STEPS, digest // CROP_STEPS % CROP_STEPS / CROP_STEPS)
+    raise DataError(f"crop_style is {config.crop_style!r}; it must be center, corner or random.")
