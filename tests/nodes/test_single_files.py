@@ -1,0 +1,261 @@
+"""ComfyUI's single files through the nodes: found, offered, chosen, and computing what a diffusers folder computes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_longcat.nodes import NODE_CLASS_MAPPINGS
+from comfyui_longcat.nodes.load import LoadLongCat
+from comfyui_longcat.training.errors import ConfigError, ModelError, PathError
+from comfyui_longcat.training.loop.events import WarningRaised
+from comfyui_longcat.training.models import qwen_file, single_file
+from comfyui_longcat.training.models.family import FLAVOURS
+from safetensors.torch import save_file
+
+WIDTH = 128
+"""One head of the size that single files of the released model have."""
+
+SPECIAL_IDS = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "<|vision_pad|>": 151654,
+    "<|image_pad|>": 151655,
+    "<|video_pad|>": 151656,
+}
+"""Qwen2.5's own, which no tensor of a single file holds."""
+
+NAMES = {
+    "transformer": "longcat_image_edit_bf16.safetensors",
+    "vae": "ae.safetensors",
+    "text_encoder": "qwen_2.5_vl_7b.safetensors",
+}
+
+
+def call(node_id: str, **inputs):
+    """The node's outputs; what is not given has its default."""
+    node = NODE_CLASS_MAPPINGS[node_id]
+    declared = node.INPUT_TYPES()["required"]
+    defaults = {name: settings["default"] for name, (_, settings) in declared.items() if "default" in settings}
+    return getattr(node(), node.FUNCTION)(**(defaults | inputs))
+
+
+def build_parts() -> dict[str, torch.nn.Module]:
+    """The three models with released proportions, a few megabytes apart from the vocabulary's full length."""
+    from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    heads = {"num_attention_heads": 1, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH}
+    text = {"vocab_size": 151657, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision = {"depth": 1, "hidden_size": 80, "intermediate_size": 40, "num_heads": 1, "out_hidden_size": WIDTH}
+    config = Qwen2_5_VLConfig(
+        text_config={**text, "num_attention_heads": 1, "num_key_value_heads": 1, **json.loads(json.dumps(LANGUAGE))},
+        vision_config={**vision, "fullatt_block_indexes": []},
+        tie_word_embeddings=True,
+        **qwen_file.TOKENS,
+    )
+    vae = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 16}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    scales = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+    parts = {
+        "transformer": LongCatImageTransformer2DModel(num_layers=1, num_single_layers=1, **heads),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
+        "vae": AutoencoderKL(**vae, **blocks, **scales, use_quant_conv=False, use_post_quant_conv=False),
+    }
+    generator = torch.Generator().manual_seed(0)
+    for part in parts.values():
+        with torch.no_grad():
+            for name, weight in part.named_parameters():
+                weight.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.05, generator=generator)
+    return parts
+
+
+LANGUAGE = qwen_file.LANGUAGE | {"tie_word_embeddings": True}
+
+
+def write_full_size_tokenizer(folder: Path) -> None:
+    from comfyui_longcat.training.tiny.tokenizer import write_tokenizer
+
+    write_tokenizer(folder)
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | SPECIAL_IDS), encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    by_name = {entry["content"]: entry for entry in config["added_tokens_decoder"].values()}
+    config["added_tokens_decoder"] = {str(number): by_name[token] for token, number in SPECIAL_IDS.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> Path:
+    """`files/<kind>/...` as ComfyUI has them, and `LongCat-Image-Edit`, the same weights as a diffusers folder."""
+    root = tmp_path_factory.mktemp("twins")
+    files, folder = root / "files", root / "LongCat-Image-Edit"
+    with torch.inference_mode(False):
+        parts = build_parts()
+    for kind, part in parts.items():
+        part.save_pretrained(folder / kind)
+        (files / kind).mkdir(parents=True)
+    single_file.export_transformer(parts["transformer"], files / "transformer" / NAMES["transformer"])
+    save_file(parts["vae"].state_dict(), files / "vae" / NAMES["vae"])
+    hub = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+        for name, tensor in parts["text_encoder"].state_dict().items()
+        if name != "lm_head.weight"
+    }
+    save_file(hub, files / "text_encoder" / NAMES["text_encoder"])
+    write_full_size_tokenizer(files / "tokenizer")
+    for name in ("tokenizer", "text_processor"):
+        shutil.copytree(files / "tokenizer", folder / name)
+    settings = json.dumps(qwen_file.IMAGE_PROCESSOR)
+    (folder / "text_processor" / "preprocessor_config.json").write_text(settings, encoding="utf-8")
+    index = json.dumps({"_class_name": FLAVOURS["edit"].pipeline})
+    (folder / "model_index.json").write_text(index, encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def files(host, twins) -> Path:
+    """A host whose folders hold the four parts, as links: a test may take one away."""
+    for kind in ("transformer", "vae", "text_encoder", "tokenizer"):
+        (host.home / kind).mkdir()
+        for path in (twins / "files" / kind).iterdir():
+            os.symlink(path, host.home / kind / path.name)
+    return host.home
+
+
+def load(**choice):
+    return call("LoadLongCat", **({"model_flavour": "edit", "base_model_precision": "fp32"} | choice))[0]
+
+
+def small_run(model, name: str) -> tuple[list[float], torch.Tensor, Path]:
+    """Losses of two steps, a picture sampled with the new LoRA, and the run's folder."""
+    sides = {"targets": ("image", "textfile"), "references": ("conditioning", "none")}
+    datasets = {
+        side: call(
+            "LongCatDataset",
+            instance_data_dir=side,
+            dataset_type=kind,
+            caption_strategy=captions,
+            resolution="64",
+        )[0]
+        for side, (kind, captions) in sides.items()
+    }
+    pairs = call("PairDatasets", **datasets)[0]
+    cache = call("CacheVAELatents", model=model, pairs=pairs)[0]
+    cache = call("LongCatCacheText", model=model, cache=cache)[0]
+    trained = call(
+        "TrainLoRA", model=model, cache=cache, run_name=name, max_train_steps=2, learning_rate=1e-2, lora_rank=2
+    )["result"]
+    with_lora = call("LongCatLoadLoRA", model=model, lora=trained[0])[0]
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    positive, negative = call(
+        "EncodeEditPrompt", model=with_lora, reference=picture, prompt="make it red", width=64, height=64
+    )
+    image = call("LongCatSampleEdit", model=with_lora, positive=positive, negative=negative, num_inference_steps=2)[0]
+    return list(trained[2]["loss"]), image, trained[0].folder
+
+
+def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(files, twins, host):
+    from comfyui_longcat.training.tiny.world import draw_example_pairs
+
+    draw_example_pairs(host.home / "input" / "targets", host.home / "input" / "references", count=2)
+    model = load()
+    assert model.files.transformer == files / "transformer" / NAMES["transformer"]
+    losses, image, run = small_run(model, "files")
+    recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert recorded["model_files"] == {kind: str(path) for kind, path in vars(model.files).items()}
+    assert recorded["model_folder"] is None
+    assert not [event for event in host.events if isinstance(event, WarningRaised)]
+
+    shutil.rmtree(host.cache_dir())
+    host.models = (twins,)
+    whole = load()
+    assert whole.files is None
+    wanted_losses, wanted_image, _ = small_run(whole, "folder")
+    # Equal weights lie elsewhere in memory, and matrix products round by alignment.
+    difference = (image - wanted_image).abs().max().item()
+    print(f"losses {losses}, by the folder {wanted_losses}; largest difference of the pictures {difference:.1e}")
+    assert len(losses) == 2 and losses[0] != losses[1]
+    assert losses == pytest.approx(wanted_losses, rel=1e-5)
+    assert image.std() > 0.01
+    assert difference < 1e-4
+
+
+def test_what_is_there_is_offered(files):
+    def choices() -> dict[str, list[str]]:
+        optional = LoadLongCat.INPUT_TYPES()["optional"]
+        return {kind: optional[f"{kind}_file"][0] for kind in NAMES}
+
+    assert choices() == {kind: ["auto", name] for kind, name in NAMES.items()}
+    (files / "transformer" / "old").mkdir()
+    for name in ("old/longcat_image_dev_bf16.safetensors", "flux1-dev.safetensors", "ae.safetensors"):
+        (files / "transformer" / name).touch()
+    assert choices()["transformer"] == ["auto", NAMES["transformer"], "old/longcat_image_dev_bf16.safetensors"]
+
+
+def test_auto_goes_by_flavour_and_prefers_a_folder(files, host, twins, tmp_path):
+    assert load().files is not None
+    final = load(model_flavour="final")
+    assert (final.files, final.folder) == (None, None)
+    assert load(pretrained_model_name_or_path="meituan-longcat/LongCat-Image-Edit").files is None
+    chosen = load(model_flavour="final", transformer_file=NAMES["transformer"])
+    assert chosen.files.transformer.name == NAMES["transformer"]
+    assert ["looks like flavour edit" in event.message for event in host.events] == [True]
+    host.models = (twins,)
+    assert load().files is None
+    assert load(transformer_file=NAMES["transformer"]).files is not None
+
+
+def test_a_transformer_is_named_by_path_too(files, host):
+    for name in (NAMES["transformer"], str(files / "transformer" / "mine.safetensors")):
+        shutil.copy(files / "transformer" / NAMES["transformer"], files / "transformer" / "mine.safetensors")
+        assert load(pretrained_model_name_or_path=name).files.transformer == files / "transformer" / Path(name).name
+    outside = host.home / "mine.safetensors"
+    outside.touch()
+    with pytest.raises(PathError, match="outside the allowed folders"):
+        load(pretrained_model_name_or_path=str(outside))
+    with pytest.raises(PathError, match="no such folder or file"):
+        load(pretrained_model_name_or_path="longcat_image_v2.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("vae", "the VAE: ae.safetensors in .*vae"),
+        ("text_encoder", "qwen_2.5_vl_7b_fp8_scaled.safetensors in .*text_encoder"),
+        ("tokenizer", "needs a tokenizer.*vocab.json, merges.txt"),
+    ],
+)
+def test_a_missing_part_is_named_with_its_folder(files, kind, message):
+    shutil.rmtree(files / kind)
+    with pytest.raises(ModelError, match=message) as raised:
+        load()
+    assert str(files / kind) in str(raised.value)
+
+
+def test_parts_that_do_not_fit_are_refused(files, host):
+    (files / "vae" / NAMES["vae"]).unlink()
+    os.symlink(files / "transformer" / NAMES["transformer"], files / "vae" / NAMES["vae"])
+    with pytest.raises(ModelError, match="holds a transformer; a vae is needed here"):
+        load()
+    with pytest.raises(ModelError, match="vae_file is 'gone.safetensors'.*one of auto, ae.safetensors"):
+        load(vae_file="gone.safetensors")
+    with pytest.raises(ConfigError, match="vae_file is 'ae.safetensors', but the transformer comes from"):
+        load(pretrained_model_name_or_path=str(host.models[0]), vae_file="ae.safetensors")
+
+
+def test_the_node_runs_again_when_files_have_changed(files):
+    choice = {"model_family": "longcat_image", "model_flavour": "edit", "base_model_precision": "bf16"}
+    before = LoadLongCat.IS_CHANGED(unique_id="1", **choice)
+    assert before and LoadLongCat.IS_CHANGED(**choice) == before
+    path = files / "vae" / NAMES["vae"]
+    path.rename(path.with_name("AE.safetensors"))
+    assert LoadLongCat.IS_CHANGED(**choice) not in ("", before)
+    (files / "transformer" / NAMES["transformer"]).unlink()
+    assert LoadLongCat.IS_CHANGED(**choice) == ""
+    assert LoadLongCat.IS_CHANGED(model_flavour=None) == ""
