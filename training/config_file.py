@@ -177,8 +177,6 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _model_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    from .models.family import FLAVOURS
-
     values: dict[str, Any] = {}
     precision = config.get("base_model_precision") or "no_change"
     full = config.get("mixed_precision", "bf16") == "no"
@@ -189,9 +187,6 @@ def _model_values(config: Mapping[str, Any]) -> dict[str, Any]:
             f"mixed_precision is 'no' (fp32 throughout) and base_model_precision {precision!r}; these exclude each"
             " other. Set mixed_precision to 'bf16', or base_model_precision to 'no_change'."
         )
-    flavour = FLAVOURS.get(config.get("model_flavour") or ModelConfig.model_flavour)
-    if flavour is not None and config.get("pretrained_model_name_or_path") == flavour.repo_id:
-        values["pretrained_model_name_or_path"] = ModelConfig.pretrained_model_name_or_path
     return values
 
 

@@ -70,11 +70,6 @@ _READ: dict[str, Key] = {
         "Precision of the frozen transformer. no_change: bf16, or fp32 with mixed_precision no. fp8-torchao keeps the"
         " weights in 8 bit and computes in bf16.",
     ),
-    "pretrained_model_name_or_path": _field(
-        ModelConfig,
-        "pretrained_model_name_or_path",
-        "null: found by flavour (auto). A diffusers folder, or the flavour's own hub name, which is the same as null.",
-    ),
     "mixed_precision": Key(
         help="bf16: as always here. no: fp32 throughout. fp16 is not supported: the released weights are bf16.",
         accepts=("bf16", "no"),

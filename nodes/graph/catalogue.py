@@ -5,186 +5,128 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...training.config_file import GuideRun, read_run
 from ...training.files import replacing
 from ..host import use_host
 from .core_nodes import CORE_NODES, SAMPLE_PICTURE
-from .description import Graph, Group, Link, to_api
+from .description import Graph, to_api
+from .from_config import TRAINING, training_graph
+from .sampling import Sampling, sampling_graph
 
 WORKFLOWS_DIR = Path(__file__).resolve().parents[2] / "workflows"
-
-BLUE, GREEN, BROWN, PURPLE = "#3f789e", "#4b7f52", "#8a6d3b", "#6b5b95"
-
-PICTURE = 340
-"""Px kept free for a picture below a node's widgets."""
-
-EDIT_MODEL = {
-    "model_family": "longcat_image",
-    "model_flavour": "edit",
-    "base_model_precision": "int8-quanto",
-    # 8.3 instead of 16.6 GB: the largest part would not fit a 12 or 16 GB card.
-    "text_encoder_1_precision": "int8-quanto",
-}
 
 EXAMPLE_INSTRUCTION = "add a blue border"
 """What the drawn example pairs teach."""
 
+EXAMPLE_PROMPT = "a red circle and a green square, with a blue border"
+
+# 8.3 instead of 16.6 GB: the largest part of the model would not fit a 12 or 16 GB card.
+SMALL_CARD = {"base_model_precision": "int8-quanto", "text_encoder_1_precision": "int8-quanto"}
+
+SHARED = {"model_family": "longcat_image", **SMALL_CARD, "train_batch_size": 1, "gradient_checkpointing": True}
+
+EDIT_CONFIG = {
+    **SHARED,
+    "model_flavour": "edit",
+    "learning_rate": 5e-5,
+    "lora_rank": 16,
+    "run_name": "longcat-edit-lora",
+    "validation_resolution": "768x768",
+    "validation_guidance": 4.5,
+    "validation_num_inference_steps": 40,
+}
+EDIT_DATA = [
+    {
+        "id": "edit-images",
+        "instance_data_dir": "longcat-example/targets",
+        "resolution": 768,
+        "conditioning_data": ["ref-images"],
+    },
+    {"id": "ref-images", "instance_data_dir": "longcat-example/references", "resolution": 768},
+]
+"""SimpleTuner's LongCat-Image edit quickstart, on the drawn example."""
+
+T2I_CONFIG = {
+    **SHARED,
+    "model_flavour": "final",
+    "learning_rate": 1e-4,
+    "lora_rank": 16,
+    "run_name": "longcat-t2i-lora",
+    "validation_resolution": "1024x1024",
+    "validation_guidance": 4.5,
+    "validation_num_inference_steps": 30,
+}
+T2I_DATA = [
+    {"id": "captioned-images", "instance_data_dir": "longcat-example/targets", "resolution": 1024},
+    {
+        "id": "plain-images",
+        "instance_data_dir": "longcat-example/references",
+        "resolution": 1024,
+        "caption_strategy": "instanceprompt",
+        "instance_prompt": "a drawing of simple shapes",
+    },
+]
+"""SimpleTuner's LongCat-Image quickstart, on the drawn example."""
+
 
 def longcat_image_edit_train() -> Graph:
     """Two folders of pictures -> an edit LoRA, with the values of SimpleTuner's LongCat-Image edit quickstart."""
-    graph = Graph(name="longcat_image_edit_train")
-    model = graph.add(
-        Group(title="1 Model", lane=0, color=BLUE),
-        "LoadLongCat",
-        EDIT_MODEL,
-        "Load LongCat-Image-Edit",
-    ).out("model")
-    cache = _add_caches(graph, model, _add_edit_pairs(graph))
-    validation, options = _add_settings(graph)
-    training = Group(title="5 Training", lane=2, color=PURPLE)
-    trained = graph.add(
-        training,
-        "TrainLoRA",
-        {
-            "model": model,
-            "cache": cache,
-            "run_name": "longcat-edit-lora",
-            "max_train_steps": 1000,
-            "learning_rate": 5e-5,
-            "lora_rank": 16,
-            "train_batch_size": 1,
-            "validation": validation,
-            "options": options,
-        },
-        "Train the LoRA",
-        PICTURE,
-    )
-    graph.add(training, "PreviewImage", {"images": trained.out("loss_curve")}, "Loss curve", PICTURE)
-    graph.add(training, "PreviewImage", {"images": trained.out("samples")}, "Newest samples", PICTURE)
+    return training_graph(_described(EDIT_CONFIG, EDIT_DATA), "longcat_image_edit_train")
+
+
+def longcat_image_t2i_train() -> Graph:
+    """Captioned pictures -> a text-to-image LoRA, with the values of SimpleTuner's LongCat-Image quickstart."""
+    graph = training_graph(_described(T2I_CONFIG, T2I_DATA), "longcat_image_t2i_train")
+    (trained,) = (node for node in graph.nodes if node.class_type == "TrainLoRA")
+    converted = {"lora": trained.out("lora"), "layout": "native"}
+    graph.add(TRAINING, "LongCatConvertLoRA", converted, "The LoRA in ComfyUI's own names")
     return graph
-
-
-def _add_edit_pairs(graph: Graph) -> Link:
-    group = Group(title="2 Data", lane=0, color=GREEN)
-    shared = {"resolution": "768", "aspect_bucket_alignment": 64}
-    targets = graph.add(
-        group,
-        "LongCatDataset",
-        {
-            "instance_data_dir": "longcat-example/targets",
-            "id": "edit-images",
-            "dataset_type": "image",
-            "caption_strategy": "textfile",
-            **shared,
-        },
-        "Edited pictures + instructions",
-    )
-    references = graph.add(
-        group,
-        "LongCatDataset",
-        {
-            "instance_data_dir": "longcat-example/references",
-            "id": "ref-images",
-            "dataset_type": "conditioning",
-            "caption_strategy": "none",
-            **shared,
-        },
-        "Reference pictures",
-    )
-    wired = {"targets": targets.out("dataset"), "references": references.out("dataset")}
-    pairs = graph.add(group, "PairDatasets", wired, "Pair them")
-    graph.add(group, "PreviewImage", {"images": pairs.out("contact_sheet")}, "The pairs", PICTURE)
-    return pairs.out("pairs")
-
-
-def _add_caches(graph: Graph, model: Link, pairs: Link) -> Link:
-    group = Group(title="3 Caches", lane=1, color=BROWN)
-    latents = graph.add(
-        group,
-        "CacheVAELatents",
-        {
-            "model": model,
-            "pairs": pairs,
-            "cache_dir_vae": "vae/targets",
-            "reference_cache_dir_vae": "vae/references",
-        },
-        "Cache VAE latents",
-    )
-    return graph.add(
-        group,
-        "LongCatCacheText",
-        {"model": model, "cache": latents.out("cache"), "cache_dir_text": "text"},
-        "Cache instructions",
-    ).out("cache")
-
-
-def _add_settings(graph: Graph) -> tuple[Link, Link]:
-    group = Group(title="4 Settings", lane=1, color=BROWN)
-    validation = graph.add(
-        group,
-        "LongCatValidation",
-        {
-            "validation_steps": 100,
-            "validation_resolution": "768x768",
-            "validation_num_inference_steps": 40,
-            "validation_guidance": 4.5,
-        },
-        "Validation",
-    )
-    options = graph.add(group, "LongCatTrainingOptions", {"gradient_checkpointing": True}, "Options")
-    return validation.out("validation"), options.out("options")
 
 
 def longcat_image_edit_sample() -> Graph:
     """One picture and an instruction -> the edited picture, with a LoRA or without."""
-    graph = Graph(name="longcat_image_edit_sample")
-    loading = Group(title="1 Model and LoRA", lane=0, color=BLUE)
-    reference = Group(title="2 Picture", lane=0, color=GREEN)
-
-    model = graph.add(
-        loading,
-        "LoadLongCat",
-        EDIT_MODEL,
-        "Load LongCat-Image-Edit",
+    sample = Sampling(
+        prompt=EXAMPLE_INSTRUCTION,
+        picture=SAMPLE_PICTURE,
+        # 0: from the picture itself.
+        width=0,
+        height=0,
+        num_inference_steps=40,
+        guidance_scale=4.5,
+        filename_prefix="longcat-edit",
     )
-    with_lora = graph.add(
-        loading,
-        "LongCatLoadLoRA",
-        {"model": model.out("model"), "lora_name": "none", "strength": 1.0},
-        "Load your LoRA",
-    )
-    picture = graph.add(reference, "LoadImage", {"image": SAMPLE_PICTURE}, "Picture to edit", PICTURE)
-    _add_edit(graph, with_lora.out("model"), picture.out("IMAGE"))
-    return graph
+    model = _described(EDIT_CONFIG, EDIT_DATA).model
+    return sampling_graph("longcat_image_edit_sample", model, "none", [sample])
 
 
-def _add_edit(graph: Graph, model: Link, picture: Link) -> None:
-    group = Group(title="3 Instruction and sampling", lane=1, color=PURPLE)
-    # 0: from the picture itself.
-    size = {"width": 0, "height": 0}
-    prompt = graph.add(
-        group,
-        "EncodeEditPrompt",
-        {"model": model, "reference": picture, "prompt": EXAMPLE_INSTRUCTION, "negative_prompt": "", **size},
-        "Instruction",
+def longcat_image_t2i_sample() -> Graph:
+    """A prompt -> a picture, with a LoRA or without."""
+    sample = Sampling(
+        prompt=EXAMPLE_PROMPT,
+        width=1024,
+        height=1024,
+        num_inference_steps=30,
+        guidance_scale=4.5,
+        filename_prefix="longcat-t2i",
     )
-    conditioning = {"positive": prompt.out("positive"), "negative": prompt.out("negative")}
-    sampled = graph.add(
-        group,
-        "LongCatSampleEdit",
-        {"model": model, **conditioning, **size, "num_inference_steps": 40, "guidance_scale": 4.5},
-        "Edit the picture",
-        PICTURE,
-    )
-    saved = {"images": sampled.out("image"), "filename_prefix": "longcat-edit"}
-    graph.add(group, "SaveImage", saved, "Result", PICTURE)
+    model = _described(T2I_CONFIG, T2I_DATA).model
+    return sampling_graph("longcat_image_t2i_sample", model, "none", [sample])
+
+
+def _described(config: dict[str, Any], datasets: list[dict[str, Any]]) -> GuideRun:
+    # Without the files' text: a shipped workflow is described by its widgets alone.
+    return replace(read_run(config, datasets), config={}, datasets=())
 
 
 WORKFLOWS: dict[str, Callable[[], Graph]] = {
     "longcat_image_edit_train": longcat_image_edit_train,
     "longcat_image_edit_sample": longcat_image_edit_sample,
+    "longcat_image_t2i_train": longcat_image_t2i_train,
+    "longcat_image_t2i_sample": longcat_image_t2i_sample,
 }
 
 

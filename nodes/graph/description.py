@@ -47,6 +47,8 @@ class Graph:
 
     name: str
     nodes: list[Node] = field(default_factory=list)
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """Data of ours that both formats carry along: what an imported configuration said."""
 
     def add(
         self, group: Group, class_type: str, inputs: Mapping[str, Any], title: str = "", picture_height: int = 0
@@ -102,7 +104,8 @@ def to_api(graph: Graph, node_classes: Mapping[str, type]) -> dict[str, Any]:
             "inputs": {
                 name: api_value(value) for name, value in complete_inputs(node, signatures[node.class_type]).items()
             },
-            "_meta": {"title": node.title},
+            # The API format has no place of its own for data of ours: the node that trains carries it.
+            "_meta": {"title": node.title, **(graph.kept if node.class_type == "TrainLoRA" else {})},
         }
         for node in graph.nodes
     }

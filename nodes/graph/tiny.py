@@ -25,13 +25,18 @@ AT_MOST: dict[tuple[str, str], int] = {
     ("LongCatTrainingOptions", "checkpoint_step_interval"): 4,
     ("TrainLoRA", "max_train_steps"): 8,
     ("LongCatSampleEdit", "num_inference_steps"): 4,
+    ("LongCatSampleT2I", "num_inference_steps"): 4,
 }
 """Numbers that are brought down; smaller ones stay as they are."""
 
 EXACTLY: dict[tuple[str, str], Any] = {
     ("LoadLongCat", "pretrained_model_name_or_path"): "auto",
+    ("LoadLongCat", "transformer_file"): "auto",
+    ("LoadLongCat", "vae_file"): "auto",
+    ("LoadLongCat", "text_encoder_file"): "auto",
     # A LoRA of the real model fits no module of the twin.
     ("LongCatLoadLoRA", "lora_name"): "none",
+    ("LongCatConvertLoRA", "lora_name"): "none",
     ("LongCatDataset", "resolution"): str(TINY_SIDE),
     ("LongCatDataset", "resolution_type"): "pixel_area",
     ("LongCatValidation", "validation_resolution"): f"{TINY_SIDE}x{TINY_SIDE}",
@@ -39,21 +44,29 @@ EXACTLY: dict[tuple[str, str], Any] = {
     ("EncodeEditPrompt", "height"): TINY_SIDE,
     ("LongCatSampleEdit", "width"): TINY_SIDE,
     ("LongCatSampleEdit", "height"): TINY_SIDE,
+    ("LongCatSampleT2I", "width"): TINY_SIDE,
+    ("LongCatSampleT2I", "height"): TINY_SIDE,
 }
 
 PROMPTS = {
     ("EncodeEditPrompt", "prompt"),
     ("EncodeEditPrompt", "negative_prompt"),
+    ("LongCatEncodePrompt", "prompt"),
+    ("LongCatEncodePrompt", "negative_prompt"),
     ("LongCatValidation", "validation_prompt"),
+    ("LongCatValidation", "validation_negative_prompt"),
 }
 
 
-def tiny_value(class_type: str, name: str, value: Any, quantised: bool) -> Any:
-    """What `value` of this widget becomes.
+PRECISIONS: dict[tuple[str, str], str] = {
+    ("LoadLongCat", "base_model_precision"): "bf16",
+    ("LoadLongCat", "text_encoder_1_precision"): "no_change",
+}
+"""What takes the place of a quantised precision."""
 
-    Args:
-        quantised: whether a quantised precision is kept; else it becomes bf16.
-    """
+
+def tiny_value(class_type: str, name: str, value: Any, quantised: bool | None) -> Any:
+    """What `value` of this widget becomes; `quantised` as in `make_tiny`."""
     key = (class_type, name)
     if key in AT_MOST:
         return min(value, AT_MOST[key])
@@ -62,26 +75,32 @@ def tiny_value(class_type: str, name: str, value: Any, quantised: bool) -> Any:
     if key in PROMPTS:
         return "\n".join(line[:LONGEST_PROMPT] for line in value.splitlines())
     if key == ("LoadLongCat", "model_flavour"):
-        return value if value.startswith("tiny") else f"tiny-{value}"
-    if key == ("LoadLongCat", "base_model_precision"):
-        return value if quantised or value in ("bf16", "fp32") else "bf16"
-    if key == ("LoadLongCat", "text_encoder_1_precision"):
-        return value if quantised else "no_change"
+        return tiny_flavour(value)
+    if key in PRECISIONS and not _keeps(value, quantised):
+        return PRECISIONS[key]
     if key == ("TrainLoRA", "run_name"):
         # A name of its own: a rehearsal must not stand in the way of the real run.
         return value if value.endswith("-tiny") else f"{value}-tiny"
     return value
 
 
+def tiny_flavour(flavour: str) -> str:
+    """The twin that does the same work as `flavour`. An unknown one stays, so that it is refused by its name."""
+    from ...training.models.family import FLAVOURS
+
+    wanted = FLAVOURS.get(flavour)
+    if wanted is None:
+        return flavour
+    return next(name for name, twin in FLAVOURS.items() if twin.repo_id is None and twin.pipeline == wanted.pipeline)
+
+
 def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dict[str, Any]:
     """A copy of an API graph or of a UI workflow that runs in seconds on any machine.
 
     Args:
-        quantised: whether to keep int8-quanto; None: if optimum-quanto is installed here. (Say False for a server,
+        quantised: whether to keep quantised precisions; None: those that can be had here. (Say False for a server,
             whose packages are not known.)
     """
-    if quantised is None:
-        quantised = _can_quantise()
     tiny = copy.deepcopy(dict(workflow))
     if isinstance(tiny.get("nodes"), list):
         for node in tiny["nodes"]:
@@ -94,7 +113,7 @@ def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dic
     return tiny
 
 
-def _shrink_ui_node(node: dict[str, Any], quantised: bool) -> None:
+def _shrink_ui_node(node: dict[str, Any], quantised: bool | None) -> None:
     node_class = node_classes().get(node["type"])
     values = node.get("widgets_values")
     if node_class is None or not isinstance(values, list):
@@ -105,11 +124,13 @@ def _shrink_ui_node(node: dict[str, Any], quantised: bool) -> None:
             values[position] = tiny_value(node["type"], name, values[position], quantised)
 
 
-def _can_quantise() -> bool:
+def _keeps(precision: str, quantised: bool | None) -> bool:
     from ...training.quantisation import ensure_available
 
+    if quantised is not None:
+        return quantised or precision in ("bf16", "fp32", "no_change")
     try:
-        ensure_available("int8-quanto")
+        ensure_available(precision)
     except LongCatError:
         return False
     return True

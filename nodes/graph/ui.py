@@ -76,7 +76,7 @@ def to_ui(graph: Graph, node_classes: Mapping[str, type]) -> dict[str, Any]:
             for number, (group, box) in enumerate(frames.items(), start=1)
         ],
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [80, 120]}},
+        "extra": {"ds": {"scale": 0.6, "offset": [80, 120]}, **graph.kept},
         "version": 0.4,
     }
 
