@@ -1,54 +1,145 @@
-"""Storing frozen weights in 8 bits, so that the 6 B transformer fits a 16 to 24 GB card."""
+"""Storing frozen weights in 8 or 4 bits, so that the 6 B transformer fits smaller cards.
+
+All kinds are weight-only: a linear expands its weight when it computes. Quantised activations, which SimpleTuner's
+fp8-torchao has, would cut the gradients of the layers before them without a word.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .config import QUANTISED_PRECISIONS
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
-INT8_QUANTO = "int8-quanto"
+INT4 = "int4-quanto"
 
 KEPT_WHOLE = ("proj_out", "x_embedder", "context_embedder", "norm_out*", "time_embed*", "lm_head", "model.visual.*")
 """Full names (as fnmatch patterns) of the layers that stay in full precision: the transformer's ways in and out, which
 are small and carry every token, and of the text encoder the unused head and the eyes."""
 
+COMPILERS = ("c++", "g++", "clang++", "cl")
+
 
 def ensure_available(precision: str) -> None:
-    """Refuses a precision whose package is not installed; imports nothing.
+    """Refuses a precision whose package, or whose compiler, is missing; imports nothing heavy.
 
     Raises:
-        ConfigError: naming the package.
+        ConfigError: naming what is missing and how to get it.
     """
-    if precision == INT8_QUANTO and not _is_installed("optimum", "quanto"):
+    if precision not in QUANTISED_PRECISIONS:
+        return
+    package = "optimum-quanto" if precision.endswith("quanto") else "torchao"
+    if not _is_installed("optimum.quanto" if package == "optimum-quanto" else package):
         raise ConfigError(
-            f"precision {precision} needs the package optimum-quanto, which is not installed. Install it into the"
-            " Python that runs this (pip install optimum-quanto), or choose bf16."
+            f"precision {precision} needs the package {package}, which is not installed. Install it into the"
+            f" Python that runs this (pip install {package}), or choose bf16."
         )
+    if precision == INT4:
+        _ensure_compilable()
 
 
-def quantise(model: nn.Module, precision: str) -> None:
-    """Quantises the linears of `model` in place and freezes it; its dtype is fixed from then on.
+def must_compile(precision: str) -> bool:
+    """Whether the first use of `precision` on this machine compiles an extension, about half a minute long.
+
+    Raises:
+        ConfigError: as `ensure_available`.
+    """
+    ensure_available(precision)
+    return precision == INT4 and not (_build_folder() / "pytorch_version.txt").is_file()
+
+
+def quantise(module: nn.Module, precision: str, name: str = "") -> None:
+    """Quantises the linears of `module` in place and freezes it; its dtype is fixed from then on.
 
     Adapters are added afterwards: quanto would quantise them too, and merging into its layers loses them silently.
+
+    Args:
+        module: a model, or a part of one: parts can be quantised one after another while a model is loaded.
+        precision: one of `QUANTISED_PRECISIONS`.
+        name: the full name of the part within its model, by which `KEPT_WHOLE` knows what to leave; "" for a model.
 
     Raises:
         ConfigError: the package is missing, or `precision` is no quantised one.
     """
+    if precision not in QUANTISED_PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is no quantised one; known: {', '.join(QUANTISED_PRECISIONS)}.")
     ensure_available(precision)
-    if precision != INT8_QUANTO:
-        raise ConfigError(f"precision {precision!r} is no quantised one; known: {INT8_QUANTO}.")
-    from optimum.quanto import freeze, qint8, quantize
+    linears = _linears(module, name)
+    if not linears:
+        return
+    if precision.endswith("quanto"):
+        _quantise_with_quanto(module, precision, linears)
+    else:
+        _quantise_with_torchao(module, precision, linears)
+    # quanto makes every weight trainable again.
+    module.requires_grad_(False)
 
-    quantize(model, weights=qint8, exclude=list(KEPT_WHOLE))
-    freeze(model)
-    # freeze makes every weight trainable again.
-    model.requires_grad_(False)
+
+def _quantise_with_quanto(module: nn.Module, precision: str, linears: list[str]) -> None:
+    from optimum.quanto import freeze, qint4, qint8, quantize
+
+    quantize(module, weights={"int8-quanto": qint8, INT4: qint4}[precision], include=linears)
+    freeze(module)
 
 
-def _is_installed(package: str, module: str) -> bool:
+def _quantise_with_torchao(module: nn.Module, precision: str, linears: list[str]) -> None:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    # Otherwise torchao changes the settings of torch.compile for the whole process.
+    configs = {
+        "fp8-torchao": Float8WeightOnlyConfig(set_inductor_config=False),
+        "int8-torchao": Int8WeightOnlyConfig(set_inductor_config=False, version=2),
+    }
+    quantize_(module, configs[precision], filter_fn=lambda _, name: name in linears)
+
+
+def _linears(module: nn.Module, name: str) -> list[str]:
+    """Names within `module` of the linears to quantise; not of those that are quantised already."""
+    from torch import nn
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    start = f"{name}." if name else ""
+    whole = [
+        inner
+        for inner, part in module.named_modules()
+        if isinstance(part, nn.Linear) and not is_traceable_wrapper_subclass(part.weight)
+    ]
+    return [inner for inner in whole if not any(fnmatch(f"{start}{inner}", pattern) for pattern in KEPT_WHOLE)]
+
+
+def _ensure_compilable() -> None:
+    missing = [] if shutil.which("ninja") else ["ninja (pip install ninja)"]
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))):
+        missing.append("a C++ compiler (g++, clang, or Visual Studio's cl)")
+    if missing:
+        raise ConfigError(
+            f"precision {INT4} compiles an extension at its first use, but {' and '.join(missing)} cannot be found on"
+            " the PATH. Install what is missing, or choose int8-quanto, which compiles nothing."
+        )
+    folder = _build_folder()
+    place = folder if folder.is_dir() else folder.parent
+    if not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"precision {INT4} compiles an extension into the installed package, but {place} cannot be written."
+            " Install optimum-quanto where you may write, or choose int8-quanto, which compiles nothing."
+        )
+
+
+def _build_folder() -> Path:
+    """Where optimum-quanto 0.2.7 puts the extension that unpacks 4-bit weights on the CPU."""
+    package = importlib.util.find_spec("optimum.quanto")
+    return Path(package.origin).parent / "library" / "extensions" / "cpp" / "build"
+
+
+def _is_installed(module: str) -> bool:
+    package = module.partition(".")[0]
     # Asking for the module alone would raise where the package is missing.
-    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(f"{package}.{module}") is not None
+    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..config import QUANTISED_PRECISIONS, ModelConfig
+from ..devices import choose_dtype
 from ..errors import ModelError
-from ..loop.events import Callbacks, StageProgress
-from ..quantisation import INT8_QUANTO, ensure_available, quantise
+from ..loop.events import Callbacks, StageProgress, WarningRaised
+from ..memory import BlockSwap, blocks_of, enable_group_offload, streamed_blocks, uses_group_offload
+from ..quantisation import ensure_available, must_compile, quantise
 from . import single_file
+from .block_loading import Finish, fill, reading_folder
 from .handle import ModelHandle
 from .quiet import no_progress_bars
 from .qwen_file import image_processor
@@ -52,10 +56,10 @@ def open_vae(handle: ModelHandle, device: torch.device, callbacks: Callbacks) ->
         from diffusers import AutoencoderKL
 
         if files:
-            return single_file.load_vae(files.vae)
-        return _from_folder(AutoencoderKL, folder / "vae", torch.float32)
+            return single_file.load_vae(files.vae).to(device)
+        return _from_folder(AutoencoderKL, folder / "vae", torch.float32).to(device)
 
-    with _on_device("VAE", load, device, callbacks) as vae:
+    with _in_memory("VAE", load, device, callbacks) as vae:
         yield vae
 
 
@@ -64,28 +68,27 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
     """Text encoder, tokenizer and image processor, frozen, on `device` for the length of the block.
 
     Raises:
-        ConfigError: int8-quanto without optimum-quanto.
+        ConfigError: a quantised precision whose package is missing, or that `device` cannot do.
         ModelError: the folder is incomplete, damaged or of another model.
         StoppedByUserError: stopped while downloading.
     """
     precision = handle.config.text_encoder_1_precision
-    ensure_available(precision)
+    dtype = _dtype_on(device, handle, precision, callbacks)
     files = handle.files
     folder = None if files else resolve_folder(handle, callbacks)
 
     def load() -> nn.Module:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        dtype = compute_dtype(handle)
         if files:
             model = single_file.load_text_encoder(files.text_encoder, dtype)
         else:
             model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
-        if precision == INT8_QUANTO:
-            quantise(model, precision)
-        return model
+        for name, block in blocks_of(model).items():
+            _place(block, name, device, precision)
+        return model.to(device)
 
-    with _on_device("text encoder", load, device, callbacks) as model:
+    with _in_memory("text encoder", load, device, callbacks) as model:
         text_encoder = TextEncoder(
             model=model,
             tokenizer=_tokenizer(files.tokenizer if files else folder / "tokenizer"),
@@ -99,42 +102,89 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
 
 
 @contextlib.contextmanager
-def open_transformer(handle: ModelHandle, device: torch.device, callbacks: Callbacks) -> Iterator[Any]:
+def open_transformer(
+    handle: ModelHandle, device: torch.device, callbacks: Callbacks, training: bool = False
+) -> Iterator[Any]:
     """The LongCatImageTransformer2DModel in the handle's precision, frozen, with its LoRAs, on `device`.
 
+    It is read block by block, and each block takes its final form before the next one is read: neither main memory nor
+    the device ever holds more than the quantised model and one block of the full one.
+
+    Args:
+        handle: the model; says also whether blocks stream through the device, see memory.py.
+        device: where it computes.
+        callbacks: told of the loading, and of what takes long or is not as asked for.
+        training: whether backward passes will follow; decides how blocks are streamed.
+
     Raises:
-        ConfigError: int8-quanto without optimum-quanto.
+        ConfigError: a quantised precision whose package is missing, or that `device` cannot do.
         ModelError: the folder is incomplete, damaged or of another model.
         LoraFileError: one of the handle's LoRAs cannot be read or does not fit.
         StoppedByUserError: stopped while downloading.
     """
-    precision = handle.config.base_model_precision
-    ensure_available(precision)
+    config = handle.config
+    dtype = _dtype_on(device, handle, config.base_model_precision, callbacks)
     files = handle.files
     folder = None if files else resolve_folder(handle, callbacks)
+    swap = BlockSwap(device=device, resident=config.group_offload_blocks_per_group)
+    finish = _finisher(config, device, swap, training)
 
     def load() -> nn.Module:
-        from diffusers import LongCatImageTransformer2DModel
-
-        dtype = compute_dtype(handle)
         if files:
-            model = single_file.load_transformer(files.transformer, dtype)
+            model = single_file.load_transformer(files.transformer, dtype, finish)
         else:
-            model = _from_folder(LongCatImageTransformer2DModel, folder / "transformer", dtype)
-        if precision == INT8_QUANTO:
-            quantise(model, precision)
+            model = _transformer_from_folder(folder / "transformer", dtype, finish)
         _apply_loras(model, handle)
+        if uses_group_offload(config, training):
+            enable_group_offload(model, config, device)
         return model
 
-    with _on_device("transformer", load, device, callbacks) as transformer:
-        yield transformer
+    try:
+        with _in_memory("transformer", load, device, callbacks) as transformer:
+            yield transformer
+    finally:
+        swap.release()
 
 
 def compute_dtype(handle: ModelHandle) -> torch.dtype:
-    """float32 for an fp32 base, else bfloat16, which int8 weights are expanded to as well."""
+    """float32 for an fp32 base, else bfloat16, which quantised weights are expanded to as well."""
     import torch
 
     return torch.float32 if handle.config.base_model_precision == "fp32" else torch.bfloat16
+
+
+def _dtype_on(device: torch.device, handle: ModelHandle, precision: str, callbacks: Callbacks) -> torch.dtype:
+    """What a part of `precision` computes in on `device`; tells of what takes long or is not as asked for."""
+    ensure_available(precision)
+    choose_dtype(device, precision)
+    dtype, reason = choose_dtype(device, handle.config.base_model_precision)
+    if dtype != compute_dtype(handle):
+        callbacks.on_event(WarningRaised(message=f"{reason}."))
+    if must_compile(precision):
+        callbacks.on_event(WarningRaised(message=f"{precision} is compiled at its first use: half a minute, once."))
+    return dtype
+
+
+def _finisher(config: ModelConfig, device: torch.device, swap: BlockSwap, training: bool) -> Finish:
+    """What is done with each part of the transformer when it has been read."""
+    import torch
+
+    place = torch.device("cpu") if uses_group_offload(config, training) else device
+    streamed = streamed_blocks(config, training)
+
+    def finish(part: nn.Module, name: str, is_block: bool) -> None:
+        _place(part, name, place, config.base_model_precision)
+        if is_block and len(swap) < streamed:
+            swap.add(part)
+
+    return finish
+
+
+def _place(part: nn.Module, name: str, device: torch.device, precision: str) -> None:
+    """Quantised where it will compute: 4-bit weights have a layout of their own on each kind of device."""
+    part.requires_grad_(False).to(device)
+    if precision in QUANTISED_PRECISIONS:
+        quantise(part, precision, name)
 
 
 def _apply_loras(model: nn.Module, handle: ModelHandle) -> None:
@@ -147,10 +197,10 @@ def _apply_loras(model: nn.Module, handle: ModelHandle) -> None:
 
 
 @contextlib.contextmanager
-def _on_device(
+def _in_memory(
     name: str, load: Callable[[], nn.Module], device: torch.device, callbacks: Callbacks
 ) -> Iterator[nn.Module]:
-    """Loads on the CPU, moves, and gives everything back at the end, also after an error."""
+    """Loads, and gives everything back at the end, also after an error."""
     import torch
 
     models: list[nn.Module] = []
@@ -159,7 +209,7 @@ def _on_device(
         # Parameters born in inference mode could never be trained on.
         with torch.inference_mode(False), torch.no_grad(), no_progress_bars():
             models.append(load())
-            models[0].eval().requires_grad_(False).to(device)
+            models[0].eval().requires_grad_(False)
         callbacks.on_event(StageProgress(stage=f"loading the {name}", done=1, total=1))
         yield models[0]
     finally:
@@ -206,6 +256,17 @@ def _from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> 
             f"{folder} lacks {len(missing)} of the model's weights, for example {missing[0]}. Its files are of another"
             " model than its config.json: copy or download the model again."
         )
+    return model
+
+
+def _transformer_from_folder(folder: Path, dtype: torch.dtype, finish: Finish) -> nn.Module:
+    import torch
+    from diffusers import LongCatImageTransformer2DModel
+
+    with torch.device("meta"):
+        model = LongCatImageTransformer2DModel.from_config(LongCatImageTransformer2DModel.load_config(folder))
+    with reading_folder(folder, dtype) as (names, read):
+        fill(model, names, read, finish, folder)
     return model
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..config import BASE_PRECISIONS
 from ..errors import ConfigError
 from ..sampling.schedule import resolution_mu
 from .family import ModelInputs
@@ -52,7 +53,7 @@ LORA_TARGETS = {
     ],
 }
 
-TRAINABLE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8-quanto": torch.bfloat16}
+TRAINABLE_DTYPES = {precision: torch.bfloat16 for precision in BASE_PRECISIONS} | {"fp32": torch.float32}
 
 
 class LongCatImageFamily:
@@ -109,9 +110,8 @@ class LongCatImageFamily:
         (so do the official trainer and diffusers). `sigmas` stay float32 up to the model, which rounds them itself.
         """
         # The first layer decides what the others compute in; its bias is never quantised nor made float32 by a LoRA.
-        # `transformer.dtype` would walk through all modules at each step.
-        entry = transformer.x_embedder.bias
-        device, dtype = entry.device, entry.dtype
+        # `transformer.dtype` would walk through all modules at each step. Its device may be another while it is unused.
+        device, dtype = inputs.prompt_embeds.device, transformer.x_embedder.bias.dtype
         tokens = pack_latents(latents).to(device, dtype)
         target_count = tokens.shape[1]
         if inputs.ref_tokens is not None:

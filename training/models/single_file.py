@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError
 from ..files import write_safetensors
 from . import native_keys, qwen_file, vae_file
+from .block_loading import Finish, fill
 from .foreign import what_it_holds
 from .tensor_file import Shapes, TensorFile, read_tensor_file
 
@@ -76,8 +77,8 @@ def inspect(path: Path) -> SingleFile:
     return _describe(read_tensor_file(path))
 
 
-def load_transformer(path: Path, dtype: torch.dtype) -> nn.Module:
-    """The LongCatImageTransformer2DModel in `path`, on the CPU.
+def load_transformer(path: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:
+    """The LongCatImageTransformer2DModel in `path`; on the CPU, unless `finish` moves its parts as they are filled.
 
     Raises:
         ModelError: see `inspect`; or the file holds another kind, or its shapes do not fit together.
@@ -91,8 +92,8 @@ def load_transformer(path: Path, dtype: torch.dtype) -> nn.Module:
         model = LongCatImageTransformer2DModel(**keys.config)
     recipes = native_keys.plan(keys, native_keys.DIFFUSERS)
     with file.reading() as read:
-        weights = {name: _copy(native_keys.assemble(recipe, read), dtype) for name, recipe in recipes.items()}
-    return _filled(model, weights, path)
+        fill(model, recipes, lambda name: _copy(native_keys.assemble(recipes[name], read), dtype), finish, path)
+    return model.eval()
 
 
 def load_vae(path: Path) -> nn.Module:

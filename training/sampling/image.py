@@ -54,18 +54,18 @@ def sample_image(
 
     Args:
         family: predicts the velocity and knows the schedule's shift.
-        transformer: as `components.open_transformer` yields it; its device is where the sampling happens.
+        transformer: as `components.open_transformer` yields it.
         noise: [B, C, h, w], float32, as `initial_noise` draws it.
-        inputs: of the prompt.
+        inputs: of the prompt; their device is where the sampling happens.
         num_inference_steps: Euler steps, each one call of the transformer, two with guidance.
         guidance: None switches it off.
         on_step: called after each step with the number of steps done and the current estimate of the clean latents
             [B, C, h, w]; what it raises ends the sampling.
 
     Returns:
-        latents: [B, C, h, w], float32, on the transformer's device.
+        latents: [B, C, h, w], float32, on the inputs' device.
     """
-    latents = noise.to(transformer.device, torch.float32)
+    latents = noise.to(inputs.prompt_embeds.device, torch.float32)
     sigmas = sampling_sigmas(num_inference_steps, family.flow_shift(noise.shape)).to(latents.device)
     for step in range(num_inference_steps):
         sigma = sigmas[step]
