@@ -37,7 +37,7 @@ def contents(state):
     moments = [state.optimizer.state[parameter] for parameter in state.parameters.values()]
     return {
         "parameters": [parameter.detach().clone() for parameter in state.parameters.values()],
-        "moments": [value.clone() for moment in moments for value in moment.values()],
+        "moments": [value.clone() for moment in moments for _, value in sorted(moment.items())],
         "generator": [state.generator.get_state()],
         "numbers": [torch.tensor(state.losses), torch.tensor(state.step), torch.tensor(state.scheduler.get_last_lr())],
     }

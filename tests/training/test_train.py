@@ -79,6 +79,12 @@ VARIANTS = {
             caption_dropout_probability=0.5,
         ),
     ),
+    "adafactor, average, polynomial": replace(
+        CONFIG,
+        options=replace(
+            OPTIONS, optimizer="adafactor", use_ema=True, ema_decay=0.5, lr_scheduler="polynomial", lr_power=2.0
+        ),
+    ),
 }
 
 
@@ -243,8 +249,8 @@ def test_refuses_caches_that_do_not_fit(trainable, tmp_path):
         "made for longcat_video, the model is longcat_image": replace(cache, model_family="longcat_video"),
         "holds no sample": replace(cache, records=()),
         "no embedded instructions": replace(cache, records=(replace(first, prompt_embeds=None),)),
-        f"1 of 1 samples of the cache have none: {first.record.name}": replace(
-            cache, records=(replace(first, ref_latents=()),)
+        f"1 of 1 samples have none: {first.record.name}": replace(
+            cache, records=(replace(first, record=replace(first.record, references=())),)
         ),
     }
     for message, faulty in bad.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..caches.handle import Cache
 from ..config import TrainConfig
 from ..errors import CacheError, ConfigError
-from ..models.family import FLAVOURS, family_of
+from ..models.family import FLAVOURS, check_training_data, family_of
 from ..models.handle import ModelHandle
 
 
@@ -45,6 +45,12 @@ def check_steps(config: TrainConfig) -> None:
         )
 
 
+def training_hints(handle: ModelHandle) -> tuple[str, ...]:
+    """What a user should know before training on this model, although it is allowed."""
+    hint = FLAVOURS[handle.config.model_flavour].training_hint
+    return (hint,) if hint else ()
+
+
 def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
     if cache.model_family != handle.config.model_family:
         raise ConfigError(
@@ -53,16 +59,10 @@ def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
         )
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
+    check_training_data(handle.config.model_flavour, [cached.record for cached in cache.records])
     if not cache.has_text:
         raise ConfigError(
             f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
-        )
-    bare = [cached.record.name for cached in cache.records if not cached.ref_latents]
-    if FLAVOURS[handle.config.model_flavour].needs_reference and bare:
-        raise ConfigError(
-            f"model_flavour {handle.config.model_flavour} edits a reference picture, but {len(bare)} of"
-            f" {len(cache.records)} samples of the {what} have none: {', '.join(bare[:10])}. Give PairDatasets a folder"
-            " of references."
         )
     _check_files(cache, what)
 

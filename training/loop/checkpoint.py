@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, bit for bit.
 
 `step-000100/` holds `adapter.safetensors` (a LoRA file, usable as it is), `optimizer.safetensors` (the exact
-parameters, AdamW's moments, the random state) and `state.json`. A folder of that name is complete or does not exist.
+parameters, the optimiser's state, the moving average, the random state) and `state.json`. A folder of that name is
+complete or does not exist.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .state import TrainState
 FORMAT_VERSION = 1
 ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 GENERATOR = "generator"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of one parameter."""
+PARAMETER, AVERAGE = "parameter", "ema"
+"""Parts of one parameter in the file; the others are the optimiser's state of it, by the optimiser's own names."""
 
 
 def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> None:
@@ -37,7 +38,8 @@ def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> No
     target = folder / f"step-{state.step:06d}"
     try:
         with replacing_folder(target) as temporary:
-            save_lora(temporary / ADAPTER_FILE, state.transformer, state.lora_metadata())
+            with state.averaged():
+                save_lora(temporary / ADAPTER_FILE, state.transformer, state.lora_metadata())
             write_safetensors(temporary / OPTIMIZER_FILE, _tensors(state), {})
             digests = {name: sha256_of_file(temporary / name) for name in (ADAPTER_FILE, OPTIMIZER_FILE)}
             write_json(temporary / STATE_FILE, {**_numbers(state), "sha256": digests})
@@ -97,13 +99,36 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def check_writable(state: TrainState, folder: Path) -> None:
+    """A LoRA that could not be saved or read back must not show after a night of training.
+
+    Raises:
+        CheckpointError: `folder` cannot be written.
+        LoraFileError: the file that was written does not hold what the model holds.
+    """
+    path = folder / "adapter-check.safetensors"
+    try:
+        save_lora(path, state.transformer, state.lora_metadata())
+    except OSError as error:
+        raise CheckpointError(
+            f"The run folder {folder} cannot be written: {error}. Free some space or choose another output folder."
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _tensors(state: TrainState) -> dict[str, Tensor]:
+    from torch import as_tensor
+
     tensors = {GENERATOR: state.generator.get_state()}
     for name, parameter in state.parameters.items():
         # The LoRA file has alpha / rank multiplied into B, which cannot be undone to the last bit.
-        tensors[f"{name}/parameter"] = parameter
-        for moment, value in state.optimizer.state[parameter].items():
-            tensors[f"{name}/{moment}"] = value
+        tensors[f"{name}/{PARAMETER}"] = parameter
+        for part, value in state.optimizer.state[parameter].items():
+            tensors[f"{name}/{part}"] = as_tensor(value)
+    if state.ema is not None:
+        for name, average in zip(state.parameters, state.ema.shadow_params, strict=True):
+            tensors[f"{name}/{AVERAGE}"] = average
     return tensors
 
 
@@ -133,7 +158,8 @@ def _restore(state: TrainState, checkpoint: Path) -> None:
         _check_complete(state, tensors, numbers)
         _load_tensors(state, tensors)
         _load_numbers(state, numbers)
-        check_lora(checkpoint / ADAPTER_FILE, state.transformer)
+        with state.averaged():
+            check_lora(checkpoint / ADAPTER_FILE, state.transformer)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, LoraFileError) as error:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}).") from error
 
@@ -145,24 +171,38 @@ def _check_digests(checkpoint: Path, digests: dict[str, str]) -> None:
 
 
 def _check_complete(state: TrainState, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    wanted = {f"{name}/{part}" for name in state.parameters for part in ("parameter", *MOMENTS)} | {GENERATOR}
-    if tensors.keys() != wanted:
-        raise ValueError(f"{len(tensors.keys() ^ wanted)} tensors are missing or unknown")
+    found = _by_parameter(tensors)
+    if found.keys() != state.parameters.keys():
+        raise ValueError(f"{len(found.keys() ^ state.parameters.keys())} parameters are missing or unknown")
     if len(numbers["losses"]) != numbers["step"]:
         raise ValueError(f"{len(numbers['losses'])} losses for {numbers['step']} steps")
 
 
 def _load_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    parts = _by_parameter(tensors)
     for name, parameter in state.parameters.items():
         # In place: the optimiser and the transformer both hold these very parameters.
-        parameter.data.copy_(tensors[f"{name}/parameter"])
+        parameter.data.copy_(parts[name].pop(PARAMETER))
+    if state.ema is not None:
+        for name, average in zip(state.parameters, state.ema.shadow_params, strict=True):
+            average.copy_(parts[name].pop(AVERAGE))
     moments = {
-        index: {moment: tensors[f"{name}/{moment}"].clone() for moment in MOMENTS}
+        index: {part: value.clone() for part, value in parts[name].items()}
         for index, name in enumerate(state.parameters)
     }
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.generator.set_state(tensors[GENERATOR])
+
+
+def _by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`{"name/part": tensor}` -> `{"name": {"part": tensor}}`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key != GENERATOR:
+            name, part = key.rsplit("/", 1)
+            found.setdefault(name, {})[part] = tensor
+    return found
 
 
 def _load_numbers(state: TrainState, numbers: dict[str, Any]) -> None:
@@ -171,6 +211,8 @@ def _load_numbers(state: TrainState, numbers: dict[str, Any]) -> None:
         group["lr"] = rate
     state.step, state.losses = numbers["step"], list(numbers["losses"])
     state.saved_step = state.step
+    if state.ema is not None:
+        state.ema.optimization_step = state.step
 
 
 def _prune(folder: Path, limit: int) -> None:

@@ -1,37 +1,69 @@
-"""AdamW and the course of its learning rate."""
+"""The optimiser, the course of its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..config import TrainConfig
+from ..config import TrainConfig, TrainingOptions
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-"""Both as in the official trainers, which are also torch's defaults."""
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=config.options.weight_decay
-    )
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    options = config.options
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            eps=options.adam_epsilon,
+            weight_decay=options.weight_decay,
+        )
+    if options.optimizer == "adafactor":
+        # Not torch's: it multiplies the learning rate by the size of the weights, and an adapter's B begins at 0.
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=options.weight_decay,
+            scale_parameter=False,
+            relative_step=False,
+        )
+    raise NotImplementedError(f"optimizer {options.optimizer}")
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
-    """Rises linearly from 0 over the warm-up, then stays, or falls to 0 at the last step along half a cosine."""
+    """Rises linearly from 0 over the warm-up, then stays or falls as `lr_scheduler` says (diffusers' schedules)."""
     from diffusers.optimization import get_scheduler
 
-    names = {"constant": "constant_with_warmup", "cosine": "cosine"}
+    options = config.options
+    # diffusers' own "constant" would leave out the warm-up.
+    name = "constant_with_warmup" if options.lr_scheduler == "constant" else options.lr_scheduler
     return get_scheduler(
-        names[config.options.lr_scheduler],
+        name,
         optimizer,
-        num_warmup_steps=config.options.lr_warmup_steps,
+        num_warmup_steps=options.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
+        num_cycles=options.lr_num_cycles,
+        power=options.lr_power,
     )
+
+
+def make_ema(parameters: Iterable[nn.Parameter], options: TrainingOptions) -> EMAModel | None:
+    """The moving average of the weights, on their device; None without `use_ema`.
+
+    Its decay is (1 + step) / (10 + step) until that reaches `ema_decay`, so that the start is soon forgotten.
+    """
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(parameters, decay=options.ema_decay, foreach=True) if options.use_ema else None
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoppedByUserError
+from ..errors import PreviewError, StoppedByUserError
 from .events import Callbacks, CheckpointSaved, Event, RunStarted, StageProgress, StepReport
 from .run_folder import RunFolder
 
@@ -52,6 +52,14 @@ class Recorder:
         """Writes the manifest."""
         self.run.note(replace(self.run.manifest, state=state, step=self._step, message=message))
 
+    def note_previews(self, step: int, failure: str | None) -> None:
+        """Writes down how the previews of `step` went; done again after a resume, they count as they went last."""
+        failures = {key: text for key, text in self.run.manifest.preview_failures.items() if key != str(step)}
+        if failure is not None:
+            failures[str(step)] = failure
+        self.run.manifest = replace(self.run.manifest, preview_failures=failures)
+        self.note(self.run.manifest.state)
+
     def close(self) -> None:
         self._file.close()
 
@@ -82,6 +90,20 @@ def read_losses(folder: Path) -> tuple[float, ...]:
         if event.get("event") == StepReport.__name__:
             losses[event["step"]] = event["loss"]
     return tuple(losses[step] for step in sorted(losses))
+
+
+def raise_if_previews_failed(run: RunFolder, lora: Path) -> None:
+    """
+    Raises:
+        PreviewError: naming the steps whose previews failed, and the finished `lora`.
+    """
+    failures = run.manifest.preview_failures
+    if failures:
+        raise PreviewError(
+            f"The LoRA is finished and saved as {lora}, but {len(failures)} previews failed (steps"
+            f" {', '.join(failures)}). The first: {next(iter(failures.values()))} Queue again"
+            " to take the LoRA as it is."
+        )
 
 
 def _note_if_possible(recorder: Recorder, state: str, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,10 @@ from ..models.components import open_transformer
 from ..models.family import Family, family_of
 from ..models.handle import ModelHandle
 from .events import Callbacks
-from .optimizer import make_optimizer, make_scheduler
+from .optimizer import make_ema, make_optimizer, make_scheduler
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 @dataclass(kw_only=True)
@@ -31,8 +34,10 @@ class TrainState:
     transformer: Any
     parameters: dict[str, nn.Parameter]
     """The adapter's, by name, float32."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
+    ema: EMAModel | None
+    """Moving average of `parameters`, in their order; None without `use_ema`."""
     generator: torch.Generator
     """On the CPU; noise, noise levels and caption dropout all come from it."""
     order: BatchOrder
@@ -53,6 +58,20 @@ class TrainState:
     def lora_metadata(self) -> dict[str, str]:
         return {**self.metadata, "step": str(self.step)}
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the adapter has the weights that previews show and LoRA files hold: the moving average, if any."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.parameters.values())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
 
 @contextlib.contextmanager
 def open_state(
@@ -71,7 +90,7 @@ def open_state(
     """
     options = config.options
     family = family_of(handle.config.model_family)
-    with open_transformer(handle, device, callbacks) as transformer:
+    with open_transformer(handle, device, callbacks, training=True) as transformer:
         targets = family.lora_targets(options.lora_target)
         parameters = inject_lora(transformer, targets, config.lora_rank, options.lora_alpha, config.seed)
         if options.gradient_checkpointing:
@@ -85,6 +104,7 @@ def open_state(
             parameters=parameters,
             optimizer=optimizer,
             scheduler=make_scheduler(optimizer, config),
+            ema=make_ema(parameters.values(), options),
             # Not the adapter's seed itself, or the first noise would be the adapter's A over again.
             generator=torch.Generator("cpu").manual_seed(config.seed + 1),
             order=BatchOrder(cache, config.train_batch_size, config.seed),
@@ -103,4 +123,4 @@ def _release(state: TrainState) -> None:
     state.optimizer.state.clear()
     state.optimizer.param_groups.clear()
     state.parameters.clear()
-    state.transformer = None
+    state.ema = state.transformer = None

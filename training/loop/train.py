@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,18 +14,18 @@ import torch
 from ..caches.handle import Cache
 from ..config import TrainConfig
 from ..data.batches import load_batch
-from ..errors import CheckpointError, NonFiniteLossError, PreviewError, StoppedByUserError
+from ..errors import NonFiniteLossError, StoppedByUserError
 from ..files import write_json
-from ..lora.file import save_lora
 from ..models.handle import ModelHandle
 from ..models.source import identity_of
 from ..validation import Previews, newest_pictures, prepare_previews
-from .check import check_run
-from .checkpoint import remove_unfinished, restore_newest, save_checkpoint
+from .check import check_run, training_hints
+from .checkpoint import check_writable, remove_unfinished, restore_newest, save_checkpoint
+from .debug import write_debug_images
 from .events import Callbacks, RunFinished, RunStarted, StepReport, WarningRaised
 from .optimizer import clip_gradients
-from .record import Recorder, read_losses, recording
-from .run_folder import FINISHED, RunFolder, claim_run, publish_lora, run_fingerprint, settings_of
+from .record import Recorder, raise_if_previews_failed, read_losses, recording
+from .run_folder import FINISHED, RunFolder, claim_run, lora_metadata, publish_lora, run_fingerprint, settings_of
 from .state import TrainState, open_state
 from .step import draw, forward_step
 
@@ -78,11 +77,13 @@ def train(
             _prepare_folder(run, config, handle, cache, recorder)
             pairs = places.validation_cache or cache
             previews = prepare_previews(config.validation, handle, pairs, run.samples, places.device, recorder)
-            metadata = _lora_metadata(config, handle, cache, fingerprint)
+            metadata = lora_metadata(config, handle, cache, fingerprint)
             with open_state(config, handle, cache, places.device, metadata, recorder) as state:
-                _check_adapter_file(state, run)
+                check_writable(state, run.folder)
                 restore_newest(state, run.checkpoints, recorder)
                 _announce(state, run, recorder)
+                if config.options.debug_images:
+                    write_debug_images(state, handle, run.folder / "debug", recorder)
                 with _saving_when_stopped(state, run, recorder):
                     _preview_if_due(state, run, previews, recorder)
                     while state.step < config.max_train_steps:
@@ -92,7 +93,7 @@ def train(
                         _preview_if_due(state, run, previews, recorder)
                 losses = tuple(state.losses)
             lora = _finish(run, places, config.max_train_steps, recorder)
-    _raise_if_previews_failed(run, lora)
+    raise_if_previews_failed(run, lora)
     return TrainResult(
         lora=lora, losses=losses, folder=run.folder, samples=newest_pictures(run.samples), step=len(losses)
     )
@@ -123,6 +124,8 @@ def train_one_step(state: TrainState) -> StepReport:
     state.optimizer.step()
     state.scheduler.step()
     state.optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.step(state.parameters.values())
     state.step += 1
     state.losses.append(loss)
     return StepReport(
@@ -157,36 +160,8 @@ def _prepare_folder(
 ) -> None:
     remove_unfinished(run.checkpoints)
     write_json(run.folder / "config.json", settings_of(config, handle, cache))
-    for note in run.notes:
+    for note in run.notes if run.manifest.step else (*run.notes, *training_hints(handle)):
         callbacks.on_event(WarningRaised(message=note))
-
-
-def _lora_metadata(config: TrainConfig, handle: ModelHandle, cache: Cache, fingerprint: str) -> dict[str, str]:
-    settings = settings_of(config, handle, cache)["train"]
-    # Equal training gives equal files, whatever the run is called and however often it is previewed.
-    training = {name: value for name, value in settings.items() if name not in ("run_name", "restart", "validation")}
-    return {
-        "model_family": handle.config.model_family,
-        "model_flavour": handle.config.model_flavour,
-        "base_model_precision": handle.config.base_model_precision,
-        "dataset_fingerprint": cache.fingerprint(),
-        "run_fingerprint": fingerprint,
-        "samples": str(len(cache.records)),
-        "train": json.dumps(training, sort_keys=True),
-    }
-
-
-def _check_adapter_file(state: TrainState, run: RunFolder) -> None:
-    """A LoRA that could not be saved or read back must not show after a night of training."""
-    path = run.folder / "adapter-check.safetensors"
-    try:
-        save_lora(path, state.transformer, state.lora_metadata())
-    except OSError as error:
-        raise CheckpointError(
-            f"The run folder {run.folder} cannot be written: {error}. Free some space or choose another output folder."
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _announce(state: TrainState, run: RunFolder, callbacks: Callbacks) -> None:
@@ -228,13 +203,9 @@ def _save_if_due(state: TrainState, run: RunFolder, callbacks: Callbacks) -> Non
 def _preview_if_due(state: TrainState, run: RunFolder, previews: Previews, recorder: Recorder) -> None:
     if not previews.due(state.step, state.config.max_train_steps):
         return
-    failure = previews.show(state.transformer, state.step, recorder)
-    # A step that is previewed again after a resume counts as it went the last time.
-    failures = {step: text for step, text in run.manifest.preview_failures.items() if step != str(state.step)}
-    if failure is not None:
-        failures[str(state.step)] = failure
-    run.manifest = replace(run.manifest, preview_failures=failures)
-    recorder.note("running")
+    with state.averaged():
+        failure = previews.show(state.transformer, state.step, recorder)
+    recorder.note_previews(state.step, failure)
 
 
 def _check_finite(step: int, loss: float, grad_norm: float, names: list[str]) -> None:
@@ -253,13 +224,3 @@ def _finish(run: RunFolder, places: RunPlaces, step: int, recorder: Recorder) ->
     recorder.note(FINISHED)
     recorder.on_event(RunFinished(step=step, lora=lora))
     return lora
-
-
-def _raise_if_previews_failed(run: RunFolder, lora: Path) -> None:
-    failures = run.manifest.preview_failures
-    if failures:
-        raise PreviewError(
-            f"The LoRA is finished and saved as {lora}, but {len(failures)} previews failed (steps"
-            f" {', '.join(failures)}). The first: {next(iter(failures.values()))} Queue again"
-            " to take the LoRA as it is."
-        )
