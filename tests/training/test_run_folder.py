@@ -60,7 +60,7 @@ def step_report(step, loss=1.5):
     [
         {"config": replace(CONFIG, learning_rate=1e-3)},
         {"config": replace(CONFIG, seed=1)},
-        {"config": replace(CONFIG, max_train_steps=7)},
+        {"config": replace(CONFIG, options=TrainingOptions(use_ema=True))},
         {"config": replace(CONFIG, options=TrainingOptions(weight_decay=0.5))},
         {"handle": make_handle(base_model_precision="fp32")},
         {"cache": make_cache("bb")},
@@ -77,11 +77,20 @@ def test_fingerprint_changes_with_what_decides_the_numbers(other):
         replace(CONFIG, run_name="other"),
         replace(CONFIG, restart=True),
         replace(CONFIG, validation=ValidationConfig()),
-        replace(CONFIG, options=TrainingOptions(checkpoint_step_interval=7, checkpoints_total_limit=9)),
+        replace(
+            CONFIG,
+            options=TrainingOptions(checkpoint_step_interval=7, checkpoints_total_limit=9, debug_images=True),
+        ),
+        replace(CONFIG, max_train_steps=7),
     ],
 )
 def test_fingerprint_stays_for_what_does_not(other):
     assert fingerprint(config=other) == fingerprint()
+
+
+def test_fingerprint_holds_the_steps_where_the_learning_rate_depends_on_them():
+    config = replace(CONFIG, options=TrainingOptions(lr_scheduler="cosine"))
+    assert fingerprint(config=replace(config, max_train_steps=7)) != fingerprint(config=config)
 
 
 def test_fingerprint_covers_the_bytes_of_other_loras(tmp_path):
@@ -169,7 +178,7 @@ def test_the_lora_is_copied_and_put_back_when_it_was_deleted(tmp_path):
         path = publish_lora(run, tmp_path / "loras", NoCallbacks())
         assert path == tmp_path / "loras" / "bird.safetensors"
         assert path.read_bytes() == run.lora_copy.read_bytes() == b"lora"
-        run.note(replace(run.manifest, state="finished", lora=path.stem))
+        run.note(replace(run.manifest, state="finished", step=run.manifest.total_steps, lora=path.stem))
     for gone in ([path], [path, run.lora_copy]):
         for file in gone:
             file.unlink()
@@ -181,7 +190,7 @@ def test_the_lora_is_copied_and_put_back_when_it_was_deleted(tmp_path):
 
 def test_a_finished_run_without_any_copy_of_its_lora_is_not_finished(tmp_path):
     with claim(tmp_path) as run:
-        run.note(replace(run.manifest, state="finished"))
+        run.note(replace(run.manifest, state="finished", step=run.manifest.total_steps))
         assert not run.finished
 
 
