@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .caches.handle import Cache
 from .caches.latents import cache_latents, load_latents
-from .caches.text import cache_text, load_prompt_embeds
+from .caches.text import Prompt, cache_prompts, load_prompt_embeds, prompt_of
 from .config import BUCKET_ALIGNMENT, ValidationConfig, parse_size
 from .data.buckets import bucket_for
 from .data.media import from_pixels, image_size
@@ -27,9 +27,11 @@ from .errors import ConfigError, LongCatError, PreviewError, StoppedByUserError
 from .files import replacing
 from .loop.events import Callbacks, SamplesReady, StageProgress, WarningRaised
 from .models.components import open_vae
-from .models.family import Family, family_of
+from .models.family import FLAVOURS, Family, family_of
 from .models.handle import ModelHandle
+from .models.source import component_config
 from .sampling.image import Guidance, initial_noise, sample_image
+from .sampling.picture import PIXELS_PER_LATENT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +51,7 @@ class PreviewInputs:
     """Each [1, C, h, w]"""
     prompt_embeds: Tensor
     """[1, L, D]"""
-    empty_prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor
     """[1, L, D]"""
 
 
@@ -112,7 +114,7 @@ class Previews:
         references = [reference.to(self.device) for reference in inputs.ref_latents]
         positive, negative = (
             family.prepare_inputs(inputs.latents_shape, embeds.to(self.device), references)
-            for embeds in (inputs.prompt_embeds, inputs.empty_prompt_embeds)
+            for embeds in (inputs.prompt_embeds, inputs.negative_prompt_embeds)
         )
         steps = self.config.validation_num_inference_steps
 
@@ -147,7 +149,7 @@ def prepare_previews(
     Args:
         config: None: there will be no previews.
         handle: the model; its VAE and text encoder are loaded one after the other, and released.
-        cache: the pairs; the first `num_samples` are used.
+        cache: the first `num_samples` pairs are used; for text-to-image the prompts of `config`, else the captions.
         folder: where the pictures will go.
 
     Raises:
@@ -157,7 +159,7 @@ def prepare_previews(
     """
     inputs: tuple[PreviewInputs, ...] = ()
     if config is not None:
-        inputs = tuple(_inputs_of(cached) for cached in _encoded(config, handle, cache, device, callbacks).records)
+        inputs = _encoded(config, handle, cache, device, callbacks)
     return Previews(config=config or ValidationConfig(), inputs=inputs, handle=handle, device=device, folder=folder)
 
 
@@ -182,31 +184,77 @@ def preview_size(reference: tuple[int, int], resolution: str) -> tuple[int, int]
 
 def _encoded(
     config: ValidationConfig, handle: ModelHandle, cache: Cache, device: torch.device, callbacks: Callbacks
-) -> Cache:
+) -> tuple[PreviewInputs, ...]:
     if cache.folders.text is None:
-        raise ConfigError("The evaluation pairs have no cached instructions. Put LongCatCacheText before them.")
-    records = [cached.record for cached in cache.records[: config.num_samples]]
-    chosen = tuple(_preview_record(config, record, index) for index, record in enumerate(records))
-    dataset = replace(cache.dataset, records=chosen)
-    latents, _ = cache_latents(dataset, handle, cache.folders, device, callbacks)
-    return cache_text(latents, handle, cache.folders.text, device, callbacks)[0]
+        raise ConfigError("The evaluation data has no cached instructions. Put LongCatCacheText before it.")
+    if FLAVOURS[handle.config.model_flavour].needs_reference:
+        records = _preview_records(config, cache)
+        dataset = replace(cache.dataset, records=records)
+        cached = cache_latents(dataset, handle, cache.folders, device, callbacks)[0].records
+        ref_paths = [each.ref_latents for each in cached]
+        prompts = [prompt_of(record, "instruction", record.caption) for record in records]
+    else:
+        prompts = _text_prompts(config, cache)
+        ref_paths = [()] * len(prompts)
+    negatives = [replace(each, kind="negative prompt", caption=config.validation_negative_prompt) for each in prompts]
+    # A prompt and its negative follow each other: their reference is read once.
+    pairs = [each for pair in zip(prompts, negatives, strict=True) for each in pair]
+    paths, _ = cache_prompts(pairs, handle, cache.folders.text, device, callbacks)
+    channels = component_config(handle, "vae", callbacks)["latent_channels"]
+    return tuple(
+        _inputs_of(each, channels, *files)
+        for each, *files in zip(prompts, ref_paths, paths[0::2], paths[1::2], strict=True)
+    )
 
 
-def _preview_record(config: ValidationConfig, record: Record, index: int) -> Record:
-    prompts = [line.strip() for line in config.validation_prompt.splitlines() if line.strip()]
-    caption = prompts[min(index, len(prompts) - 1)] if prompts else record.caption
-    shown = record.references[0] if record.references else record.target
-    return replace(record, caption=caption, bucket=preview_size(image_size(shown), config.validation_resolution))
+def _preview_records(config: ValidationConfig, cache: Cache) -> tuple[Record, ...]:
+    """The first pairs, each once although several resolutions make several records of it, at the preview's size."""
+    pairs = {cached.record.target: cached.record for cached in reversed(cache.records)}
+    records = [pairs[target] for target in dict.fromkeys(cached.record.target for cached in cache.records)]
+    return tuple(
+        replace(
+            record,
+            caption=_line(config, index) or record.caption,
+            bucket=preview_size(image_size(record.references[0]), config.validation_resolution),
+        )
+        for index, record in enumerate(records[: config.num_samples])
+    )
 
 
-def _inputs_of(cached: Any) -> PreviewInputs:
+def _text_prompts(config: ValidationConfig, cache: Cache) -> list[Prompt]:
+    """Every line of `validation_prompt`, else the first different captions."""
+    size = parse_size(config.validation_resolution, "ValidationConfig.validation_resolution")
+    lines = _lines(config)
+    if lines:
+        return [
+            Prompt(name=f"prompt-{number}", kind="prompt", origin="validation_prompt", caption=line, bucket=size)
+            for number, line in enumerate(lines, start=1)
+        ]
+    first_of = {cached.record.caption: cached.record for cached in reversed(cache.records)}
+    captions = list(dict.fromkeys(cached.record.caption for cached in cache.records))[: config.num_samples]
+    return [replace(prompt_of(first_of[caption], "caption", caption), bucket=size) for caption in captions]
+
+
+def _lines(config: ValidationConfig) -> list[str]:
+    return [line.strip() for line in config.validation_prompt.splitlines() if line.strip()]
+
+
+def _line(config: ValidationConfig, index: int) -> str | None:
+    lines = _lines(config)
+    return lines[min(index, len(lines) - 1)] if lines else None
+
+
+def _inputs_of(
+    prompt: Prompt, channels: int, ref_latents: tuple[Path, ...], prompt_embeds: Path, negative_prompt_embeds: Path
+) -> PreviewInputs:
     # Clones: memory of our own, whatever becomes of the cache files.
+    width, height = (side // PIXELS_PER_LATENT for side in prompt.bucket)
     return PreviewInputs(
-        name=cached.record.name,
-        latents_shape=tuple(load_latents(cached.latents).shape),
-        ref_latents=tuple(load_latents(path).clone() for path in cached.ref_latents),
-        prompt_embeds=load_prompt_embeds(cached.prompt_embeds).clone(),
-        empty_prompt_embeds=load_prompt_embeds(cached.empty_prompt_embeds).clone(),
+        name=prompt.name,
+        latents_shape=(1, channels, height, width),
+        ref_latents=tuple(load_latents(path).clone() for path in ref_latents),
+        prompt_embeds=load_prompt_embeds(prompt_embeds).clone(),
+        negative_prompt_embeds=load_prompt_embeds(negative_prompt_embeds).clone(),
     )
 
 

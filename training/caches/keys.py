@@ -23,7 +23,9 @@ TEXT_CODE = "1"
 """Counts up when the way from an instruction and its reference to the embeddings changes, the template included."""
 
 
-def latents_parts(family: str, vae: str, picture: str, bucket: tuple[int, int]) -> dict[str, str]:
+def latents_parts(
+    family: str, vae: str, picture: str, bucket: tuple[int, int], crop: tuple[float, float]
+) -> dict[str, str]:
     """Parts of a picture's latents.
 
     Args:
@@ -31,12 +33,14 @@ def latents_parts(family: str, vae: str, picture: str, bucket: tuple[int, int]) 
         vae: `source.component_identity` of the VAE.
         picture: hash of the file's bytes.
         bucket: (width, height) px that the picture is cropped to.
+        crop: `Record.crop`.
     """
     return {
         "family": family,
         "space": "normalised latents",
         "picture": picture,
         "bucket": _size_text(bucket),
+        "crop": _crop_text(crop),
         "VAE": vae,
         "dtype": "float32",
         "code": LATENTS_CODE,
@@ -50,8 +54,9 @@ def text_parts(
     caption: str,
     references: Sequence[str],
     bucket: tuple[int, int],
+    crop: tuple[float, float],
 ) -> dict[str, str]:
-    """Parts of an instruction's embeddings.
+    """Parts of an instruction's or caption's embeddings; without a reference, the size of the picture is none of them.
 
     Versions of transformers differ numerically (pad positions, image resize), so the installed one is a part.
 
@@ -59,15 +64,17 @@ def text_parts(
         model: its family and the precision of its text encoder.
         text_encoder: `source.component_identity` of the text encoder.
         dtype: that the text encoder computes in.
-        caption: the instruction; may be empty.
+        caption: the instruction or caption; may be empty.
         references: hash of each reference picture's bytes.
         bucket: (width, height) px that the references are cropped to.
+        crop: `Record.crop`.
     """
     return {
         "family": model.model_family,
         "instruction": caption,
         "reference": " ".join(references),
         "bucket": _size_text(bucket) if references else "",
+        "crop": _crop_text(crop) if references else "",
         "text encoder": text_encoder,
         "precision": model.text_encoder_1_precision,
         "dtype": str(dtype).removeprefix("torch."),
@@ -92,6 +99,10 @@ def _hash_of(picture: Path) -> str:
         return sha256_of_file(picture)
     except OSError as error:
         raise DataError(f"{picture} cannot be read: {error}. Put it back, or remove its pair.") from error
+
+
+def _crop_text(crop: tuple[float, float]) -> str:
+    return f"{crop[0]:.6f} {crop[1]:.6f}"
 
 
 def _size_text(size: tuple[int, int]) -> str:

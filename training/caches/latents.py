@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.records import TrainingSet
+from ..data.records import Record, TrainingSet
 from ..loop.events import Callbacks
-from ..models.family import Family, family_of
+from ..models.family import Family, check_training_data, family_of
 from ..models.handle import ModelHandle
 from .handle import Cache, CachedRecord, CacheFolders, CacheReport
 from .keys import hash_pictures, latents_parts
@@ -24,11 +24,11 @@ def cache_latents(
 ) -> tuple[Cache, CacheReport]:
     """Makes sure that every picture of `dataset` has its latents on disk; the VAE loads only if one is missing.
 
-    Target and reference are each cover-resized and centre-cropped into the record's bucket. Encoding takes the mode
-    of the VAE's distribution, so it draws no random numbers.
+    Target and reference are each cover-resized and cropped into the record's bucket, by the same share. Encoding
+    takes the mode of the VAE's distribution, so it draws no random numbers.
 
     Raises:
-        ConfigError: the two folders are one, or one lies among the data.
+        ConfigError: the two folders are one, or one lies among the data, or the records are not of the model's kind.
         DataError: a picture cannot be read.
         ModelError: the model's folder is missing or of another family.
         CacheError: a file cannot be written.
@@ -37,26 +37,26 @@ def cache_latents(
     from ..models.components import open_vae
     from ..models.source import identity_of
 
+    check_training_data(handle.config.model_flavour, dataset.records)
     check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
     vae = identity_of(handle, "vae", callbacks)
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]
     hashes = hash_pictures(pictures, callbacks)
     family = family_of(handle.config.model_family)
 
-    def item(kind: str, name: str, folder: Path, picture: Path, bucket: tuple[int, int]) -> Item:
+    def item(kind: str, record: Record, folder: Path, picture: Path) -> Item:
         return Item(
-            label=f"{name} {kind}",
+            label=f"{record.name} {kind}",
             source=str(picture),
             folder=folder,
             tensor="latents",
-            parts=latents_parts(family.name, vae, hashes[picture], bucket),
-            encode=functools.partial(_encode, family, picture, bucket),
+            parts=latents_parts(family.name, vae, hashes[picture], record.bucket, record.crop),
+            encode=functools.partial(_encode, family, picture, record),
         )
 
-    targets = [item("target", r.name, folders.targets, r.target, r.bucket) for r in dataset.records]
+    targets = [item("target", r, folders.targets, r.target) for r in dataset.records]
     references = [
-        [item("reference", r.name, folders.references, picture, r.bucket) for picture in r.references]
-        for r in dataset.records
+        [item("reference", r, folders.references, picture) for picture in r.references] for r in dataset.records
     ]
     items = [each for target, refs in zip(targets, references, strict=True) for each in (target, *refs)]
     report = fill("latents", items, lambda: open_vae(handle, device, callbacks), callbacks)
@@ -76,8 +76,8 @@ def load_latents(path: Path) -> Tensor:
     return load_tensor(path, "latents", "CacheVAELatents")
 
 
-def _encode(family: Family, picture: Path, bucket: tuple[int, int], vae: Any) -> Tensor:
-    """latents: [1, C, h, w], float32, of a picture file cropped to `bucket`."""
+def _encode(family: Family, picture: Path, record: Record, vae: Any) -> Tensor:
+    """latents: [1, C, h, w], float32, of a picture file cropped as `record` says."""
     from ..data.media import read_image, to_pixels
 
-    return family.encode_pixels(vae, to_pixels(read_image(picture), bucket))
+    return family.encode_pixels(vae, to_pixels(read_image(picture), record.bucket, record.crop))

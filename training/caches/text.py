@@ -1,17 +1,20 @@
-"""The text-encoder pass: each instruction, and the empty one, together with the reference it speaks of."""
+"""The text-encoder pass: each instruction, and the empty one, together with the reference it speaks of.
+
+For text-to-image the same without a reference: all captions then share one empty one.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.records import Record
 from ..errors import ConfigError
 from ..loop.events import Callbacks
-from ..models.family import Family, family_of
+from ..models.family import Family, check_training_data, family_of
 from ..models.handle import ModelHandle
 from .handle import Cache, CacheReport
 from .keys import hash_pictures, text_parts
@@ -22,6 +25,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text to be encoded, with the pictures it speaks of."""
+
+    name: str
+    kind: str
+    """With the name for reports, e.g. "017" and "instruction"."""
+    origin: str
+    """Where it comes from; together with the kind this tells a changed text from a new one."""
+    caption: str
+    """May be empty."""
+    references: tuple[Path, ...] = ()
+    bucket: tuple[int, int]
+    """(width, height) in px of the picture, which references are cropped to."""
+    crop: tuple[float, float] = (0.5, 0.5)
+    """`Record.crop`"""
+
+
+def prompt_of(record: Record, kind: str, caption: str) -> Prompt:
+    """`caption` about the references of `record`."""
+    return Prompt(
+        name=record.name,
+        kind=kind,
+        origin=str(record.target),
+        caption=caption,
+        references=record.references,
+        bucket=record.bucket,
+        crop=record.crop,
+    )
+
+
 def cache_text(
     cache: Cache, handle: ModelHandle, folder: Path, device: torch.device, callbacks: Callbacks
 ) -> tuple[Cache, CacheReport]:
@@ -29,23 +63,37 @@ def cache_text(
     on disk; the text encoder loads only if one is missing.
 
     Raises:
-        ConfigError: `folder` is one of the latents' folders or lies among the data, or the cache is another family's.
+        ConfigError: `folder` is one of the latents' folders or lies among the data, or the cache is another family's,
+            or its records are not of the model's kind.
         DataError: a reference cannot be read.
         ModelError: the model's folder is missing or of another family.
         CacheError: a file cannot be written.
         StoppedByUserError: asked to stop; finished files stay.
     """
-    from ..models.components import open_text_encoder
-
     _check(cache, handle, folder)
-    prompts, empty_prompts = _items(cache, handle, folder, callbacks)
-    items = [item for pair in zip(prompts, empty_prompts, strict=True) for item in pair]
-    report = fill("text", items, lambda: open_text_encoder(handle, device, callbacks), callbacks)
+    # An instruction and its empty twin follow each other: their reference is read once.
+    prompts = [prompt for cached in cache.records for prompt in _prompts_of(cached.record)]
+    paths, report = cache_prompts(prompts, handle, folder, device, callbacks)
     records = tuple(
-        replace(record, prompt_embeds=prompt.path, empty_prompt_embeds=empty.path)
-        for record, prompt, empty in zip(cache.records, prompts, empty_prompts, strict=True)
+        replace(record, prompt_embeds=prompt, empty_prompt_embeds=empty)
+        for record, prompt, empty in zip(cache.records, paths[0::2], paths[1::2], strict=True)
     )
     return replace(cache, folders=replace(cache.folders, text=folder), records=records), report
+
+
+def cache_prompts(
+    prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, device: torch.device, callbacks: Callbacks
+) -> tuple[list[Path], CacheReport]:
+    """The file of each prompt's embeddings; equal prompts share one, and only missing ones are encoded.
+
+    Raises:
+        DataError, ModelError, CacheError, StoppedByUserError: as `cache_text`.
+    """
+    from ..models.components import open_text_encoder
+
+    items = _items(prompts, handle, folder, callbacks)
+    report = fill("text", items, lambda: open_text_encoder(handle, device, callbacks), callbacks)
+    return [item.path for item in items], report
 
 
 def load_prompt_embeds(path: Path) -> Tensor:
@@ -63,6 +111,7 @@ def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
             f"The cache holds latents of {cache.model_family}, the model is {handle.config.model_family}."
             " Wire the same model into CacheVAELatents and LongCatCacheText."
         )
+    check_training_data(handle.config.model_flavour, [cached.record for cached in cache.records])
     check_folders(
         cache.dataset,
         {
@@ -73,45 +122,45 @@ def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
     )
 
 
-def _items(cache: Cache, handle: ModelHandle, folder: Path, callbacks: Callbacks) -> tuple[list[Item], list[Item]]:
-    """Each record's instruction, and its empty instruction."""
+def _prompts_of(record: Record) -> tuple[Prompt, Prompt]:
+    kind = "instruction" if record.references else "caption"
+    return prompt_of(record, kind, record.caption), prompt_of(record, f"empty {kind}", "")
+
+
+def _items(prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, callbacks: Callbacks) -> list[Item]:
     from ..models.components import compute_dtype
     from ..models.source import identity_of
 
-    records = [cached.record for cached in cache.records]
     text_encoder = identity_of(handle, "text_encoder", callbacks)
     dtype = compute_dtype(handle)
-    hashes = hash_pictures([path for record in records for path in record.references], callbacks)
+    hashes = hash_pictures([path for prompt in prompts for path in prompt.references], callbacks)
     family = family_of(handle.config.model_family)
-    # An instruction and its empty twin follow each other: their reference is read once.
     pixels_of = functools.lru_cache(maxsize=1)(_read_pixels)
 
-    def item(record: Record, caption: str, label: str, source: str) -> Item:
-        references = [hashes[picture] for picture in record.references]
+    def item(prompt: Prompt) -> Item:
+        references = [hashes[picture] for picture in prompt.references]
         return Item(
-            label=f"{record.name} {label}",
-            source=source,
+            label=f"{prompt.name} {prompt.kind}",
+            source=f"{prompt.kind} of {prompt.origin}",
             folder=folder,
             tensor="prompt_embeds",
-            parts=text_parts(handle.config, text_encoder, dtype, caption, references, record.bucket),
-            encode=functools.partial(_encode, family, caption, record, pixels_of),
+            parts=text_parts(
+                handle.config, text_encoder, dtype, prompt.caption, references, prompt.bucket, prompt.crop
+            ),
+            encode=functools.partial(_encode, family, prompt, pixels_of),
         )
 
-    prompts = [item(r, r.caption, "instruction", f"instruction of {r.target}") for r in records]
-    empty_prompts = [item(r, "", "empty instruction", f"empty instruction of {r.target}") for r in records]
-    return prompts, empty_prompts
+    return [item(prompt) for prompt in prompts]
 
 
-def _read_pixels(picture: Path, bucket: tuple[int, int]) -> Tensor:
+def _read_pixels(picture: Path, bucket: tuple[int, int], crop: tuple[float, float]) -> Tensor:
     """pixels: [1, 3, H, W], -1..1, of a picture file cropped to `bucket`."""
     from ..data.media import read_image, to_pixels
 
-    return to_pixels(read_image(picture), bucket)
+    return to_pixels(read_image(picture), bucket, crop)
 
 
-def _encode(
-    family: Family, caption: str, record: Record, pixels_of: Callable[..., Tensor], text_encoder: Any
-) -> Tensor:
+def _encode(family: Family, prompt: Prompt, pixels_of: Callable[..., Tensor], text_encoder: Any) -> Tensor:
     """prompt_embeds: [1, L, D], in the text encoder's dtype."""
-    references = [pixels_of(picture, record.bucket) for picture in record.references]
-    return family.encode_prompt(text_encoder, caption, references)
+    references = [pixels_of(picture, prompt.bucket, prompt.crop) for picture in prompt.references]
+    return family.encode_prompt(text_encoder, prompt.caption, references)
