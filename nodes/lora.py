@@ -90,7 +90,7 @@ class LongCatConvertLoRA:
         return _state_of(_find_lora(lora_name, cls.__name__))
 
     def convert(self, lora_name: str, layout: str, output_name: str, lora: TrainedLora | None = None) -> dict[str, Any]:
-        from ..training.lora.convert import convert_lora, free_destination
+        from ..training.lora.convert import convert_lora
 
         path = lora.path if lora is not None else _find_lora(lora_name, type(self).__name__)
         if path is None:
@@ -99,7 +99,7 @@ class LongCatConvertLoRA:
             )
         name = output_name.strip().removesuffix(".safetensors") or f"{_name_of(path)}-{layout}"
         check_name("LongCatConvertLoRA.output_name", name)
-        written = convert_lora(path, layout, free_destination(current_host().lora_dirs()[0], name, layout))
+        written = convert_lora(path, layout, current_host().lora_dirs()[0] / name)
         converted = TrainedLora(path=written, folder=written.parent)
         return {"ui": {"text": [str(written)]}, "result": (converted, str(written))}
 

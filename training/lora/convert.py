@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import ConfigError, LoraFileError
 from ..files import replacing_folder, write_json, write_safetensors
+from .file import METADATA_KEY, read_lora, read_metadata
 from .layouts import LAYOUTS, PEFT, LoraWeights, check_modules, tensors_in
-from .scale import PEFT_CONFIG
+from .scale import PEFT_CONFIG, PEFT_WEIGHTS
 
-if TYPE_CHECKING:
-    from torch import Tensor
+ENDING = ".safetensors"
 
 
 def convert_lora(path: Path, layout: str, destination: Path) -> Path:
@@ -24,46 +28,41 @@ def convert_lora(path: Path, layout: str, destination: Path) -> Path:
     Args:
         path: a file or a folder that `read_lora` can read.
         layout: one of LAYOUTS.
-        destination: a safetensors file, for the layout "peft" a folder; it must not exist.
+        destination: without ending; `.safetensors` is added, and "peft" makes a folder. What is there already is
+            returned if it is this very conversion, else left alone, and `-2`, `-3`, ... added to the name.
 
     Returns:
         The safetensors file.
 
     Raises:
-        ConfigError: no such layout, or there is something at `destination`.
+        ConfigError: no such layout.
         LoraFileError: the LoRA cannot be read, is not LongCat-Image's, or came back changed from the disk.
         OSError: the disk is full or the folder cannot be written.
     """
-    from .file import METADATA_KEY, PEFT_WEIGHTS, read_lora, read_metadata
-
     if layout not in LAYOUTS:
         raise ConfigError(f"The layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}.")
-    if destination.exists():
-        raise ConfigError(f"{destination} exists already and is left as it is. Choose another name.")
     weights = read_lora(path)
     check_modules(path, weights)
     tensors = tensors_in(layout, weights)
+    config = peft_config(weights) if layout == PEFT else None
+    file = next(
+        file
+        for file in _places(layout, destination)
+        if not _top(layout, file).exists() or _holds(file, tensors, config)
+    )
+    if file.exists():
+        return file
     kept = read_metadata(path)
     metadata = {METADATA_KEY: json.dumps(kept, sort_keys=True, ensure_ascii=False)} if kept else {}
-    if layout != PEFT:
-        write_safetensors(destination, tensors, metadata)
-        _check_written(destination, tensors)
-        return destination
-    with replacing_folder(destination) as folder:
-        write_safetensors(folder / PEFT_WEIGHTS, tensors, metadata)
-        write_json(folder / PEFT_CONFIG, peft_config(weights))
-        _check_written(folder / PEFT_WEIGHTS, tensors)
-    return destination / PEFT_WEIGHTS
-
-
-def free_destination(folder: Path, name: str, layout: str) -> Path:
-    """The first of `name`, `name-2`, `name-3`, ... in `folder` that `convert_lora` may write to."""
-    suffix = "" if layout == PEFT else ".safetensors"
-    number, path = 1, folder / f"{name}{suffix}"
-    while path.exists():
-        number += 1
-        path = folder / f"{name}-{number}{suffix}"
-    return path
+    if config is not None:
+        with replacing_folder(file.parent) as folder:
+            write_safetensors(folder / file.name, tensors, metadata)
+            write_json(folder / PEFT_CONFIG, config)
+    else:
+        write_safetensors(file, tensors, metadata)
+    if not _holds(file, tensors, config):
+        raise LoraFileError(f"{file} was read back with other weights. The disk may be failing; choose another folder.")
+    return file
 
 
 def peft_config(weights: Mapping[str, LoraWeights]) -> dict[str, Any]:
@@ -89,13 +88,23 @@ def peft_config(weights: Mapping[str, LoraWeights]) -> dict[str, Any]:
     }
 
 
-def _check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    import torch
+def _places(layout: str, destination: Path) -> Iterator[Path]:
+    for number in itertools.count(1):
+        name = destination.name if number == 1 else f"{destination.name}-{number}"
+        yield destination.with_name(name) / PEFT_WEIGHTS if layout == PEFT else destination.with_name(f"{name}{ENDING}")
+
+
+def _top(layout: str, file: Path) -> Path:
+    return file.parent if layout == PEFT else file
+
+
+def _holds(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> bool:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found = load_file(path)
-    if found.keys() != tensors.keys() or any(not torch.equal(found[key], tensors[key]) for key in tensors):
-        raise LoraFileError(
-            f"{path} was read back with other weights than were written. The disk may be failing; choose another"
-            " folder."
-        )
+    try:
+        found = load_file(file)
+        same = config is None or json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8")) == config
+    except (OSError, SafetensorError, ValueError):
+        return False
+    return same and found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)

@@ -34,9 +34,8 @@ from .layouts import (
     to_diffusers,
     without_prefix,
 )
-from .scale import PEFT_CONFIG, AdapterSettings, find_settings
+from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings
 
-PEFT_WEIGHTS = "adapter_model.safetensors"
 METADATA_KEY = "longcat"
 """One entry for all settings: safetensors writes several in random order, and equal LoRAs shall be equal files."""
 

@@ -111,7 +111,7 @@ def find_layer(name: str) -> Layer | None:
 
 def without_prefix(name: str) -> str | None:
     """A foreign module's dotted name; None if the layout has underscores, from which it cannot be told."""
-    if name.startswith(FLAT_PREFIXES):
+    if name.startswith(("lora_", "lycoris_")):
         return None
     return name.removeprefix(next((prefix for prefix in DOTTED_PREFIXES if name.startswith(prefix)), ""))
 

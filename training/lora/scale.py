@@ -21,7 +21,9 @@ from typing import Any
 from ..errors import LoraFileError
 from .layouts import DOTTED_PREFIXES, PEFT_PREFIX
 
+PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+"""Names of the two files in a folder that peft saves."""
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 
 

@@ -1,0 +1,89 @@
+"""The LoRA nodes: names are checked, conversions land below models/loras, and chains keep their order."""
+
+import pytest
+import torch
+from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
+from comfyui_longcat.nodes.types import TrainedLora
+from comfyui_longcat.training.config import ModelConfig
+from comfyui_longcat.training.errors import ConfigError, LoraFileError
+from comfyui_longcat.training.lora.file import read_lora
+from comfyui_longcat.training.lora.layouts import LAYOUTS
+from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
+from safetensors.torch import save_file
+
+MODULE = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.fixture
+def lora(host):
+    """An OneTrainer file below models/loras."""
+    generator = torch.Generator().manual_seed(0)
+    name = "lora_transformer_" + MODULE.replace(".", "_")
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(4, 32, generator=generator),
+        f"{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    (host.home / "loras").mkdir()
+    save_file(tensors, host.home / "loras" / "cats.safetensors")
+    return host.home / "loras" / "cats.safetensors"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_converts_a_file_of_the_list(host, lora, layout):
+    answer = LongCatConvertLoRA().convert("cats.safetensors", layout, "")
+    converted, path = answer["result"]
+    at = "cats-peft/adapter_model" if layout == "peft" else f"cats-{layout}"
+    assert path == str(converted.path) == str(host.home / "loras" / f"{at}.safetensors")
+    assert answer["ui"] == {"text": [path]}
+    wanted, found = read_lora(lora)[MODULE], read_lora(converted.path)[MODULE]
+    torch.testing.assert_close(found.b @ found.a, wanted.b @ wanted.a, rtol=0, atol=1e-6)
+
+
+def test_a_folder_that_peft_saved_is_called_by_its_own_name(host, lora):
+    folder, _ = LongCatConvertLoRA().convert("cats.safetensors", "peft", "dogs")["result"]
+    _, path = LongCatConvertLoRA().convert("none", "kohya", "", lora=folder)["result"]
+    assert path == str(host.home / "loras" / "dogs-kohya.safetensors")
+    model = ModelHandle(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=host.models)
+    (stacked,) = LongCatLoadLoRA().load(model, "cats.safetensors", 0.5)
+    (stacked,) = LongCatLoadLoRA().load(stacked, "dogs/adapter_model.safetensors", -1.0)
+    assert stacked.loras == (LoraUse(path=lora, strength=0.5), LoraUse(path=folder.path, strength=-1.0))
+
+
+def test_a_taken_name_gets_a_number(host, lora):
+    (host.home / "loras" / "mine.safetensors").write_bytes(b"of somebody else")
+    _, path = LongCatConvertLoRA().convert("cats.safetensors", "native", " mine.safetensors ")["result"]
+    assert path == str(host.home / "loras" / "mine-2.safetensors")
+    assert (host.home / "loras" / "mine.safetensors").read_bytes() == b"of somebody else"
+
+
+def test_the_connected_lora_goes_before_the_name(host, lora):
+    copy = lora.rename(host.home / "trained.safetensors")
+    trained = TrainedLora(path=copy, folder=host.home)
+    _, path = LongCatConvertLoRA().convert("cats.safetensors", "portable", "", lora=trained)["result"]
+    assert path == str(host.home / "loras" / "trained-portable.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ".", "CON", "x\0"])
+def test_a_name_that_leads_elsewhere_is_refused(host, lora, name):
+    with pytest.raises(ConfigError, match="LongCatConvertLoRA.output_name"):
+        LongCatConvertLoRA().convert("cats.safetensors", "peft", name)
+    assert [path.name for path in lora.parent.iterdir()] == ["cats.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "../secret.safetensors", "/etc/hostname"])
+def test_a_lora_outside_the_folder_or_missing_is_refused(host, lora, name):
+    (host.home / "secret.safetensors").write_bytes(b"")
+    with pytest.raises(LoraFileError, match="LongCatConvertLoRA.lora_name is .*no such file below"):
+        LongCatConvertLoRA().convert(name, "portable", "")
+
+
+def test_nothing_chosen_is_refused(host):
+    with pytest.raises(LoraFileError, match="lora_name is 'none' and no lora is connected"):
+        LongCatConvertLoRA().convert("none", "portable", "")
+
+
+def test_a_changed_file_is_converted_again(host, lora):
+    before = LongCatConvertLoRA.IS_CHANGED(lora_name="cats.safetensors", layout="peft")
+    lora.write_bytes(lora.read_bytes() + b"\0")
+    assert LongCatConvertLoRA.IS_CHANGED(lora_name="cats.safetensors", layout="peft") != before
