@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_longcat.nodes import NODE_CLASS_MAPPINGS
+from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.load import LoadLongCat
+from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.training.errors import ConfigError, ModelError, PathError
 from comfyui_longcat.training.loop.events import WarningRaised
 from comfyui_longcat.training.models import qwen_file, single_file
@@ -221,6 +223,24 @@ def test_a_transformer_is_named_by_path_too(files, host):
         load(pretrained_model_name_or_path=str(outside))
     with pytest.raises(PathError, match="no such folder or file"):
         load(pretrained_model_name_or_path="longcat_image_v2.safetensors")
+
+
+def test_the_hub_id_of_another_flavour_is_refused(host):
+    with pytest.raises(ConfigError, match="which is flavour final, but model_flavour is edit"):
+        load(pretrained_model_name_or_path="meituan-longcat/LongCat-Image")
+
+
+def test_on_a_terminal_the_files_lie_below_the_home_folder(twins, tmp_path):
+    models = tmp_path / "models"
+    for kind, folder in (("transformer", "diffusion_models"), ("vae", "vae"), ("text_encoder", "text_encoders")):
+        shutil.copytree(twins / "files" / kind, models / folder, copy_function=os.symlink)
+    with use_host(TerminalHost(tmp_path, device="cpu")):
+        with pytest.raises(ModelError, match="tokenizer") as raised:
+            load()
+        tokenizer = models / "text_encoders" / "qwen25_tokenizer"
+        assert str(tokenizer) in str(raised.value)
+        shutil.copytree(twins / "files" / "tokenizer", tokenizer)
+        assert load().files.tokenizer == tokenizer
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def choose_model(
         roots: where a path that the user wrote may lie.
 
     Raises:
-        ConfigError: a single file is chosen beside something that is none.
+        ConfigError: a VAE or text encoder file is chosen without a transformer file, or the hub id of another flavour.
         ModelError: the folder or one of the files is missing, damaged or of another model.
         PathError: the path does not exist or lies outside `roots`.
     """
@@ -96,9 +96,19 @@ def _place(
         return None if found_folder(flavour, models_dirs) else next(fitting, None)
     if name == flavour.repo_id:
         return None
+    _refuse_id_of_another_flavour(name, config)
     if name in offered:
         return offered[name].path
     return roots.resolve_existing(name, "LoadLongCat.pretrained_model_name_or_path")
+
+
+def _refuse_id_of_another_flavour(name: str, config: ModelConfig) -> None:
+    other = next((key for key, flavour in FLAVOURS.items() if flavour.repo_id == name), None)
+    if other is not None:
+        raise ConfigError(
+            f"LoadLongCat.pretrained_model_name_or_path is {name!r}, which is flavour {other}, but model_flavour is"
+            f" {config.model_flavour}. Choose model_flavour {other}, or leave the path on auto."
+        )
 
 
 def _with_parts(transformer: Path, config: ModelConfig, dirs: SingleFileDirs) -> ModelFiles:
