@@ -1,0 +1,148 @@
+"""A training workflow, in UI or API format -> the run it describes, for writing config.json and data file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ...training.config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
+from ...training.config_data import REFERENCES_CACHE, GuideSet
+from ...training.config_file import GuideRun, read_run
+from ...training.errors import ConfigError
+from .catalogue import node_classes
+from .check import check_shape, convert, label
+from .from_config import KEPT, NODE_OF, widget_fields
+from .signature import is_link, signature_of
+
+BYPASSED, MUTED = 4, 2
+"""LiteGraph's `mode` of nodes that do not run."""
+
+T = TypeVar("T")
+
+
+def run_of_workflow(workflow: Mapping[str, Any], where: str) -> GuideRun:
+    """The run of a workflow's TrainLoRA, with the configuration that the workflow was imported from, if it was.
+
+    Raises:
+        ConfigError: no workflow, not exactly one TrainLoRA, or wired in a way that a configuration cannot say.
+    """
+    kept: Mapping[str, Any] = {}
+    if isinstance(workflow, Mapping) and isinstance(workflow.get("nodes"), list):
+        kept = workflow.get("extra", {}).get(KEPT, {})
+        workflow = api_of_ui(workflow)
+    check_shape(workflow, where)
+    reader = _Reader(workflow, where)
+    trainers = [node_id for node_id, node in workflow.items() if node["class_type"] == NODE_OF[TrainConfig]]
+    if len(trainers) != 1:
+        raise ConfigError(f"{where} has {len(trainers)} TrainLoRA; a configuration describes exactly one.")
+    kept = kept or workflow[trainers[0]].get("_meta", {}).get(KEPT, {})
+    return reader.run(trainers[0], kept.get("config", {}), kept.get("datasets", ()))
+
+
+def api_of_ui(workflow: Mapping[str, Any]) -> dict[str, Any]:
+    """The API format of a saved workflow, as far as it consists of nodes known here; others are left out."""
+    classes = node_classes()
+    running = [node for node in workflow["nodes"] if node.get("mode", 0) not in (BYPASSED, MUTED)]
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow.get("links", ())}
+    graph: dict[str, Any] = {}
+    for node in running:
+        if node.get("type") not in classes:
+            continue
+        slots = signature_of(classes[node["type"]]).widget_slots()
+        values = node.get("widgets_values") or []
+        inputs = {name: value for (name, _), value in zip(slots, values, strict=False) if name}
+        wired = {entry["name"]: sources.get(entry.get("link")) for entry in node.get("inputs", ())}
+        inputs |= {name: link for name, link in wired.items() if link is not None}
+        meta = {"title": node.get("title", node["type"])}
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
+    return graph
+
+
+class _Reader:
+    """Follows the links of one graph upwards from TrainLoRA."""
+
+    def __init__(self, graph: Mapping[str, Any], where: str) -> None:
+        self.graph = graph
+        self.where = where
+        self.classes = node_classes()
+
+    def run(self, trainer: str, config: Mapping[str, Any], datasets: Any) -> GuideRun:
+        model = self.source(trainer, "model", NODE_OF[ModelConfig])
+        sets, cache_dir_text = self.cached(trainer)
+        plan = self.source(trainer, "validation", NODE_OF[ValidationConfig], needed=False)
+        eval_sets = self.cached(plan)[0] if plan is not None and self.linked(plan, "cache") else ()
+        options = self.source(trainer, "options", NODE_OF[TrainingOptions], needed=False)
+        stored = read_run(config, datasets)
+        return GuideRun(
+            model=self.config(ModelConfig, model),
+            train=self.config(
+                TrainConfig,
+                trainer,
+                options=self.config(TrainingOptions, options) if options else TrainingOptions(),
+                validation=self.config(ValidationConfig, plan) if plan else None,
+            ),
+            sets=sets,
+            eval_sets=eval_sets,
+            cache_dir_text=cache_dir_text,
+            runs_dir=stored.runs_dir,
+            notes=stored.notes,
+            config=stored.config,
+            datasets=stored.datasets,
+        )
+
+    def cached(self, node_id: str) -> tuple[tuple[GuideSet, ...], str]:
+        """(datasets, folder of text caches) behind the input `cache` of a node."""
+        text = self.source(node_id, "cache", "LongCatCacheText")
+        latents = self.source(text, "cache", "CacheVAELatents")
+        folders = {name: self.value(latents, name) for name in ("cache_dir_vae", "reference_cache_dir_vae")}
+        sets = self.sets(latents, "pairs")
+        if all(references is None for _, references in sets):
+            folders["reference_cache_dir_vae"] = REFERENCES_CACHE
+        read = tuple(GuideSet(targets=targets, references=references, **folders) for targets, references in sets)
+        return read, self.value(text, "cache_dir_text")
+
+    def sets(self, node_id: str, name: str) -> list[tuple[DatasetConfig, DatasetConfig | None]]:
+        """(targets, references) of each dataset behind an input."""
+        source = self.source(node_id, name, NODE_OF[DatasetConfig], "PairDatasets", "LongCatJoinDatasets")
+        kind = self.graph[source]["class_type"]
+        if kind == "LongCatJoinDatasets":
+            return [*self.sets(source, "first"), *self.sets(source, "second")]
+        if kind == "PairDatasets":
+            targets, references = (
+                self.config(DatasetConfig, self.source(source, side, NODE_OF[DatasetConfig]))
+                for side in ("targets", "references")
+            )
+            return [(targets, references)]
+        return [(self.config(DatasetConfig, source), None)]
+
+    def linked(self, node_id: str, name: str) -> bool:
+        return is_link(self.graph[node_id]["inputs"].get(name))
+
+    def source(self, node_id: str, name: str, *kinds: str, needed: bool = True) -> str | None:
+        """Id of the node behind input `name`, which must be one of `kinds`."""
+        link = self.graph[node_id]["inputs"].get(name)
+        if link is None and not needed:
+            return None
+        source = self.graph.get(link[0]) if is_link(link) else None
+        if source is None or source["class_type"] not in kinds:
+            found = label(link[0], source) if source is not None else "nothing"
+            raise ConfigError(
+                f"{self.where}: input {name} of {label(node_id, self.graph[node_id])} comes from {found}; a"
+                f" configuration can only say {' or '.join(kinds)}. Wire it so for the export."
+            )
+        return link[0]
+
+    def value(self, node_id: str, name: str) -> Any:
+        """A widget's value, its default where the workflow names none."""
+        node = self.graph[node_id]
+        spec = signature_of(self.classes[node["class_type"]]).input(name)
+        value = node["inputs"].get(name, spec.default)
+        if is_link(value):
+            raise ConfigError(f"{self.where}: input {name} of {label(node_id, node)} is linked; give it a value.")
+        try:
+            return convert(spec, value)
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}: input {name} of {label(node_id, node)} {error}") from error
+
+    def config(self, kind: type[T], node_id: str, **others: Any) -> T:
+        return kind(**{name: self.value(node_id, name) for name in widget_fields(kind)}, **others)
