@@ -36,6 +36,7 @@ IDS = {
     "LongCatConvertLoRA",
     "LongCatDataset",
     "PairDatasets",
+    "LongCatJoinDatasets",
     "CacheVAELatents",
     "LongCatCacheText",
     "LongCatValidation",

@@ -18,16 +18,15 @@ from comfyui_longcat.training.files import write_safetensors
 SQUARE, WIDE = (64, 64), (128, 64)
 
 
-def cached_record(folder, number, bucket, prompt_tokens=6, write=True):
+def cached_record(folder, number, bucket, prompt_tokens=6):
     """A record whose files hold its own number everywhere."""
     paths = {kind: folder / f"{kind}-{number}.safetensors" for kind in ("target", "reference", "prompt", "empty")}
-    if write:
-        latents = torch.full((1, 16, bucket[1] // 8, bucket[0] // 8), float(number))
-        prompt_embeds = torch.full((1, prompt_tokens, 4), float(number), dtype=torch.bfloat16)
-        write_safetensors(paths["target"], {"latents": latents}, {})
-        write_safetensors(paths["reference"], {"latents": latents + 0.5}, {})
-        write_safetensors(paths["prompt"], {"prompt_embeds": prompt_embeds}, {})
-        write_safetensors(paths["empty"], {"prompt_embeds": -prompt_embeds}, {})
+    latents = torch.full((1, 16, bucket[1] // 8, bucket[0] // 8), float(number))
+    prompt_embeds = torch.full((1, prompt_tokens, 4), float(number), dtype=torch.bfloat16)
+    write_safetensors(paths["target"], {"latents": latents}, {})
+    write_safetensors(paths["reference"], {"latents": latents + 0.5}, {})
+    write_safetensors(paths["prompt"], {"prompt_embeds": prompt_embeds}, {})
+    write_safetensors(paths["empty"], {"prompt_embeds": -prompt_embeds}, {})
     record = Record(
         name=f"{number:03}",
         target=folder / f"{number}.png",
@@ -52,9 +51,9 @@ def cache_of(folder, records):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Seven square records and four wide ones; nothing on disk."""
+    """Seven square records and four wide ones, with their prompts on disk."""
     buckets = [SQUARE] * 7 + [WIDE] * 4
-    return cache_of(tmp_path, [cached_record(tmp_path, n, bucket, write=False) for n, bucket in enumerate(buckets)])
+    return cache_of(tmp_path, [cached_record(tmp_path, n, bucket) for n, bucket in enumerate(buckets)])
 
 
 def names(batches):
@@ -79,6 +78,28 @@ def test_repeats_show_each_record_so_many_times_more(mixed):
     batches = epoch_of(BatchOrder(repeated, batch_size=4, seed=1), 0)
     seen = Counter(name for batch in names(batches) for name in batch)
     assert seen == {f"{n:03}": 3 if n < 5 else 1 for n in range(11)}
+
+
+def test_a_batch_holds_prompts_of_one_length(tmp_path):
+    """Four records of one bucket, two lengths of prompt: never padded, never refused."""
+    cache = cache_of(tmp_path, [cached_record(tmp_path, n, SQUARE, prompt_tokens=6 + n % 2) for n in range(4)])
+    batches = epoch_of(BatchOrder(cache, batch_size=4, seed=1), 0)
+    assert sorted(sorted(batch) for batch in names(batches)) == [["000", "002"], ["001", "003"]]
+    assert {load_batch(batch).prompt_embeds.shape for batch in batches} == {(2, 6, 4), (2, 7, 4)}
+    assert BatchOrder(cache, batch_size=1, seed=1).batches_per_epoch == 4
+
+
+def test_a_lost_prompt_is_named_before_the_first_batch(mixed):
+    mixed.records[3].prompt_embeds.unlink()
+    with pytest.raises(CacheError, match=r"prompt-3\.safetensors.*Run LongCatCacheText again"):
+        BatchOrder(mixed, batch_size=2, seed=1)
+
+
+def test_records_with_and_without_references_never_share_a_batch(tmp_path):
+    records = [cached_record(tmp_path, n, SQUARE) for n in range(4)]
+    records[1:3] = [replace(record, ref_latents=()) for record in records[1:3]]
+    batches = epoch_of(BatchOrder(cache_of(tmp_path, records), batch_size=4, seed=1), 0)
+    assert sorted(sorted(batch) for batch in names(batches)) == [["000", "003"], ["001", "002"]]
 
 
 def test_a_batch_depends_on_seed_and_number_alone(mixed):

@@ -112,10 +112,16 @@ def load_tensor(path: Path, tensor: str, node: str) -> Tensor:
     Raises:
         CacheError: missing, truncated, or of another kind; `node` is the one to run again.
     """
-    try:
-        return _read(path, tensor, lambda file: file.get_tensor(tensor))
-    except CacheError as error:
-        raise CacheError(f"{error} Run {node} again: it makes this file anew.") from error
+    return _read_or_advise(path, tensor, node, lambda file: file.get_tensor(tensor))
+
+
+def tensor_shape(path: Path, tensor: str, node: str) -> tuple[int, ...]:
+    """The shape of that tensor; reads the file's head only.
+
+    Raises:
+        CacheError: as `load_tensor`.
+    """
+    return _read_or_advise(path, tensor, node, lambda file: tuple(file.get_slice(tensor).get_shape()))
 
 
 def check_folders(dataset: TrainingSet, folders: Mapping[str, Path]) -> None:
@@ -187,6 +193,13 @@ def _differing(identity: Mapping[str, str], found: Mapping[str, str] | None) -> 
 
 def _path_of(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
+
+
+def _read_or_advise(path: Path, tensor: str, node: str, get: Callable[[Any], T]) -> T:
+    try:
+        return _read(path, tensor, get)
+    except CacheError as error:
+        raise CacheError(f"{error} Run {node} again: it makes this file anew.") from error
 
 
 def _read(path: Path, tensor: str, get: Callable[[Any], T]) -> T:

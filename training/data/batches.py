@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 
 from ..caches.handle import Cache, CachedRecord
 from ..caches.latents import load_latents
+from ..caches.store import tensor_shape
 from ..caches.text import load_prompt_embeds
 from ..errors import CacheError, DataError
 from ..files import sha256_of_json
+from ..sizes import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Kind = tuple[Size, int, int]
+"""Bucket, number of references, length L of prompt_embeds: what the records of a batch have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +47,21 @@ class BatchOrder:
     """The endless sequence of batches, as a pure function of seed and number: resuming needs only the number.
 
     Every epoch holds each record once, and its own `repeats` times more; it is shuffled by its own generator, cut into
-    batches of one bucket (the last one of a bucket may be smaller), and the batches are shuffled again.
+    batches of one kind (the last one of a kind may be smaller), and the batches are shuffled again. Of one kind are
+    records of equal bucket, number of references and length of prompt: an edit's prompt holds a token for every patch
+    of its reference, and shorter ones are never padded.
     """
 
     def __init__(self, cache: Cache, batch_size: int, seed: int) -> None:
         """
         Raises:
             DataError: the cache holds no record.
+            CacheError: `batch_size` is above 1, and a prompt's file is missing or damaged.
         """
         if not cache.records:
             raise DataError("The cache holds no record; there is nothing to train on. Check the folders of the data.")
-        self._records = tuple(cached for cached in cache.records for _ in range(1 + cached.record.repeats))
+        kinds = [(_kind_of(cached, batch_size), cached) for cached in cache.records]
+        self._records = tuple(each for each in kinds for _ in range(1 + each[1].record.repeats))
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
@@ -62,7 +72,7 @@ class BatchOrder:
         return len(self._batches)
 
     def batch(self, number: int) -> tuple[CachedRecord, ...]:
-        """Records of batch `number`, from 0 on, without end; 1 to `batch_size` records of one bucket."""
+        """Records of batch `number`, from 0 on, without end; 1 to `batch_size` records of one kind."""
         epoch, place = divmod(number, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._batches_of(epoch)
@@ -73,10 +83,10 @@ class BatchOrder:
 
         state = int(sha256_of_json({"seed": self._seed, "epoch": epoch})[:15], 16)
         generator = torch.Generator().manual_seed(state)
-        groups: dict[tuple, list[CachedRecord]] = {}
+        groups: dict[Kind, list[CachedRecord]] = {}
         for place in torch.randperm(len(self._records), generator=generator).tolist():
-            record = self._records[place]
-            groups.setdefault((record.record.bucket, len(record.ref_latents)), []).append(record)
+            kind, cached = self._records[place]
+            groups.setdefault(kind, []).append(cached)
         batches = [
             tuple(group[start : start + self._batch_size])
             for group in groups.values()
@@ -86,7 +96,7 @@ class BatchOrder:
 
 
 def load_batch(records: Sequence[CachedRecord]) -> Batch:
-    """Reads the tensors of `records`, one or more of one bucket, from their cache files.
+    """Reads the tensors of `records`, one or more of one kind, from their cache files.
 
     Raises:
         CacheError: a file is missing or damaged, tensors of unequal shape, or the text stage has not run.
@@ -100,6 +110,13 @@ def load_batch(records: Sequence[CachedRecord]) -> Batch:
         bucket=records[0].record.bucket,
         names=tuple(record.record.name for record in records),
     )
+
+
+def _kind_of(cached: CachedRecord, batch_size: int) -> Kind:
+    # A batch of one fits itself: its file need not be opened.
+    alone = batch_size == 1 or cached.prompt_embeds is None
+    length = 0 if alone else tensor_shape(cached.prompt_embeds, "prompt_embeds", "LongCatCacheText")[1]
+    return cached.record.bucket, len(cached.ref_latents), length
 
 
 def _stack(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:
