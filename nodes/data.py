@@ -62,7 +62,7 @@ class LongCatDataset:
     def IS_CHANGED(cls, instance_data_dir: str = "", **_others: Any) -> str:
         from ..training.data.folder import folder_fingerprint
 
-        return folder_fingerprint(_dataset_folder(instance_data_dir))
+        return folder_fingerprint(dataset_folder(instance_data_dir))
 
     def describe(
         self,
@@ -80,7 +80,7 @@ class LongCatDataset:
     ) -> tuple[DatasetConfig]:
         config = DatasetConfig(
             id=id,
-            instance_data_dir=str(_dataset_folder(instance_data_dir)),
+            instance_data_dir=str(dataset_folder(instance_data_dir)),
             dataset_type=dataset_type,
             caption_strategy=caption_strategy,
             resolution=resolution,
@@ -268,7 +268,7 @@ class LongCatCacheText:
         return complete, report.text()
 
 
-def _dataset_folder(name: str) -> Path:
+def dataset_folder(name: str) -> Path:
     roots = current_host().data_roots()
     example = roots.bases[0] / EXAMPLE_FOLDER
     if name in {f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES} and not example.exists():

@@ -155,8 +155,8 @@ def refuse_video(config: Mapping[str, Any]) -> None:
 def _data_file(named: Any, config_path: Path | None, needed: bool) -> Path | None:
     beside = config_path.parent if config_path is not None else Path.cwd()
     if named:
-        # SimpleTuner starts from the current folder; a moved pair of files still finds each other.
-        candidates = [Path(named).expanduser(), beside / named]
+        # A moved pair of files finds each other; SimpleTuner itself starts from the current folder.
+        candidates = [beside / named, beside / Path(named).name, Path(named).expanduser()]
     else:
         candidates = [beside / DATA_FILE]
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""`longcat`: run a workflow, see the demo, look at the installation."""
+"""`longcat`: train, validate, run a workflow, convert configurations, see the demo, look at the installation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..graph.runner import NodeEvent, NodeReported, read_graph, run_graph
 from ..graph.samples import draw_missing_samples
 from ..graph.tiny import make_tiny
 from ..host import use_host
+from .flags import read_flags
 from .host import DEFAULT_HOME, StopFlag, TerminalHost, say
+from .train import DEFAULT_CONFIG, copy_examples, export_config, import_config, training_of
 
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
@@ -26,10 +28,15 @@ REPORT_LINES = 6
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 1 after an error, 130 when stopped by Ctrl-C."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args, words = parser.parse_known_args(arguments)
+    if words and not hasattr(args, "keys"):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
     stop = StopFlag()
     try:
         with stop.on_signals():
+            if words:
+                args.keys = read_flags(words)
             return args.command(args, stop)
     except StoppedByUserError as error:
         _complain(f"{error}\nEverything that was finished is saved; the same command goes on from there.")
@@ -55,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_guide_commands(commands, [common, home])
     run = commands.add_parser("run", parents=[common, home], help="run a workflow in API format")
     run.add_argument("workflow", type=Path, help="e.g. workflows/api/longcat_image_edit_train.json")
     run.add_argument("--tiny", action="store_true", help="try it out in seconds: tiny model, small sizes, few steps")
@@ -77,6 +85,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_guide_commands(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Commands that take a configuration, and each of its keys as a flag."""
+    keys = "Each key of config.json is a flag too, and goes before the file: --learning_rate 1e-4."
+    known = {"parents": parents, "epilog": keys, "allow_abbrev": False}
+    train = commands.add_parser("train", help="train as config.json and its data file say", **known)
+    train.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s")
+    train.add_argument("--tiny", action="store_true", help="try it out in seconds: tiny model, small sizes, few steps")
+    train.set_defaults(command=_train, keys={})
+
+    validate = commands.add_parser("validate", help="draw pictures, with the run's LoRA if there is one", **known)
+    validate.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there")
+    validate.set_defaults(command=_validate, keys={})
+
+    config = commands.add_parser("config", help="config.json to workflow, and back")
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    read = actions.add_parser("import", help="make a workflow of config.json and its data file", **known)
+    read.add_argument("config", type=Path, metavar="CONFIG", help="e.g. config/config.json")
+    read.add_argument("-o", "--output", type=Path, metavar="NAME", help="default: the run's name")
+    read.set_defaults(command=_import, keys={})
+    write = actions.add_parser("export", parents=parents, help="make config.json and data file of a training workflow")
+    write.add_argument("workflow", type=Path, help="in UI or API format")
+    write.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: named after the workflow")
+    write.set_defaults(command=_export)
+    examples = actions.add_parser("examples", parents=parents, help="put the example files into ./config")
+    examples.set_defaults(command=_examples)
+
+
+def _train(args: argparse.Namespace, stop: StopFlag) -> int:
+    graph, host = training_of(args.config, args.keys, args.base_directory, stop, args.tiny)
+    return _execute(graph, host)
+
+
+def _validate(args: argparse.Namespace, stop: StopFlag) -> int:
+    from .validate import validation_of
+
+    config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    return _execute(*validation_of(config, args.keys, args.base_directory, stop))
+
+
+def _import(args: argparse.Namespace, stop: StopFlag) -> int:
+    _list_files(import_config(args.config, args.keys, args.output, args.base_directory))
+    return 0
+
+
+def _export(args: argparse.Namespace, stop: StopFlag) -> int:
+    _list_files(export_config(args.workflow, args.output, args.base_directory))
+    return 0
+
+
+def _examples(args: argparse.Namespace, stop: StopFlag) -> int:
+    _list_files(copy_examples(DEFAULT_CONFIG.parent))
+    return 0
+
+
 def _run(args: argparse.Namespace, stop: StopFlag) -> int:
     from ..graph.catalogue import node_classes
 
@@ -89,9 +151,13 @@ def _run(args: argparse.Namespace, stop: StopFlag) -> int:
         graph = apply_settings(graph, args.set, node_classes())
     if args.server:
         return _run_on_server(args.server, graph, host)
+    return _execute(graph, host)
+
+
+def _execute(graph: dict[str, Any], host: TerminalHost) -> int:
     for path in draw_missing_samples(graph, host.input_dir()):
         say(f"drew the sample picture {path}")
-    outputs = run_graph(graph, host, show_node, stop.is_set)
+    outputs = run_graph(graph, host, show_node, host.stop.is_set)
     remember_loras(outputs, host)
     _list_files(host.files)
     return 0

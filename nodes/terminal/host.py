@@ -84,15 +84,19 @@ class TerminalHost:
         home: input/, output/ and models/ lie below it; created when something is written.
         device: a torch device name; None: cuda, else mps, else cpu.
         stop: asked between steps and nodes.
+        runs_dir: where runs lie; None: below `home`.
     """
 
-    def __init__(self, home: Path, device: str | None = None, stop: StopFlag | None = None) -> None:
+    def __init__(
+        self, home: Path, device: str | None = None, stop: StopFlag | None = None, runs_dir: Path | None = None
+    ) -> None:
         self.home = home.expanduser().resolve()
         self.stop = stop or StopFlag()
         self.files: list[Path] = []
         """What was written for the user, in order."""
         self.bar = Bar()
         self._device = device
+        self._runs_dir = runs_dir.expanduser().resolve() if runs_dir is not None else None
 
     def device(self) -> torch.device:
         import torch
@@ -140,7 +144,7 @@ class TerminalHost:
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
 
     def runs_dir(self) -> Path:
-        return self.output_dir() / "longcat"
+        return self._runs_dir or self.output_dir() / "longcat"
 
     def cache_dir(self) -> Path:
         return self.output_dir() / "longcat-cache"

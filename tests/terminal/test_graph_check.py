@@ -75,7 +75,7 @@ def test_unknown_input_names_the_nearest(sampling):
         ("LongCatSampleEdit", "guidance_scale", "much", "must be a number"),
         ("LongCatSampleEdit", "guidance_scale", float("nan"), "must be a number"),
         ("LongCatSampleEdit", "guidance_scale", True, "must be a number"),
-        ("LoadLongCat", "model_flavour", "edti", "(did you mean edit?); it must be one of edit, tiny-edit"),
+        ("LoadLongCat", "model_flavour", "edti", "(did you mean edit?); it must be one of final, dev, edit,"),
         ("EncodeEditPrompt", "prompt", ["a", "list"], "must be text"),
         ("EncodeEditPrompt", "model", "LongCat", "must be linked (LONGCAT_MODEL)"),
         ("LoadImage", "image", "gone.png", "there is no such picture"),

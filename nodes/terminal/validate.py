@@ -1,0 +1,150 @@
+"""`longcat validate`: pictures of the model, with the run's newest LoRA on it if there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...training.config import DatasetConfig, ValidationConfig
+from ...training.config_data import GuideSet
+from ...training.config_file import GuideRun, read_files
+from ...training.errors import ConfigError
+from ..data import dataset_folder
+from ..graph.catalogue import EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
+from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
+from ..graph.description import to_api
+from ..graph.samples import draw_sample
+from ..graph.sampling import Sampling, sampling_graph
+from ..host import use_host
+from .host import StopFlag, TerminalHost, say
+from .train import show_notes
+
+NO_LORA = "none"
+
+FOLDER = "validation"
+"""Below the output folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What one picture is about."""
+
+    prompt: str
+    picture: Path | None = None
+    """The picture to edit."""
+
+
+def validation_of(
+    config: Path | None, overrides: Mapping[str, Any], home: Path, stop: StopFlag
+) -> tuple[dict[str, Any], TerminalHost]:
+    """The API graph that samples as the configuration says, and the host to run it in.
+
+    Without a data file (or without a configuration at all) a built-in prompt is drawn, or a drawn picture edited.
+
+    Raises:
+        ConfigError, DataError, PathError: whatever is wrong with keys, values and folders.
+    """
+    from ...training.models.family import FLAVOURS
+
+    run = read_files(config, overrides, needs_data=False)
+    show_notes(run)
+    host = TerminalHost(home, stop=stop, runs_dir=Path(run.runs_dir) if run.runs_dir else None)
+    settings = run.train.validation or ValidationConfig()
+    edits = FLAVOURS[run.model.model_flavour].needs_reference
+    with use_host(host):
+        subjects = _subjects(run, settings, edits, host)
+        # Without a configuration nobody has said which run is meant.
+        named = config is not None or overrides.keys() & {"run_name", "output_dir"}
+        lora = newest_lora(host, run.train.run_name) if named else NO_LORA
+        say(f"LoRA: {lora}")
+        samples = [_sampling(settings, subject, index, run) for index, subject in enumerate(subjects)]
+        return to_api(sampling_graph("validate", run.model, lora, samples), node_classes()), host
+
+
+def newest_lora(host: TerminalHost, run_name: str) -> str:
+    """Name of the LoRA file of the newest finished run `run_name` (or `run_name-2`, ...), as LongCatLoadLoRA has it.
+
+    "none" if there is none.
+    """
+    found: list[tuple[float, str]] = []
+    for path in host.runs_dir().glob("*/manifest.json"):
+        base, _, number = path.parent.name.rpartition("-")
+        if path.parent.name != run_name and not (base == run_name and number.isdecimal()):
+            continue
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if manifest.get("lora"):
+            found.append((manifest.get("heartbeat", 0.0), f"{manifest['lora']}.safetensors"))
+    names = set(host.lora_names())
+    return max(((when, name) for when, name in found if name in names), default=(0.0, NO_LORA))[1]
+
+
+def _subjects(run: GuideRun, settings: ValidationConfig, edits: bool, host: TerminalHost) -> list[_Subject]:
+    lines = [line.strip() for line in settings.validation_prompt.splitlines() if line.strip()]
+    sets = [each for each in run.eval_sets or run.sets if (each.references is not None) == edits]
+    if not edits:
+        prompts = lines or [record.prompt for record in _records(sets, settings.num_samples)] or [EXAMPLE_PROMPT]
+        return [_Subject(prompt=prompt) for prompt in prompts]
+    records = _records(sets, settings.num_samples) or [_built_in(host)]
+    return [
+        # As in training: the last line holds for the rest.
+        dataclasses.replace(record, prompt=lines[min(index, len(lines) - 1)] if lines else record.prompt)
+        for index, record in enumerate(records)
+    ]
+
+
+def _records(sets: Sequence[GuideSet], count: int) -> list[_Subject]:
+    """The first `count` different pictures of the datasets."""
+    from ...training.data.pairs import pair_datasets
+    from ...training.data.sets import scan_dataset
+
+    found: dict[Path, _Subject] = {}
+    for each in sets:
+        targets = _resolved(each.targets)
+        pairs = pair_datasets(targets, _resolved(each.references)) if each.references else scan_dataset(targets)
+        for record in pairs.records:
+            picture = record.references[0] if record.references else None
+            found.setdefault(record.target, _Subject(prompt=record.caption, picture=picture))
+    return list(found.values())[:count]
+
+
+def _resolved(dataset: DatasetConfig) -> DatasetConfig:
+    return dataclasses.replace(dataset, instance_data_dir=str(dataset_folder(dataset.instance_data_dir)))
+
+
+def _built_in(host: TerminalHost) -> _Subject:
+    path = host.input_dir() / SAMPLE_PICTURE
+    if not path.exists():
+        draw_sample(path)
+    return _Subject(prompt=EXAMPLE_INSTRUCTION, picture=input_picture(host, SAMPLE_PICTURE))
+
+
+def _sampling(settings: ValidationConfig, subject: _Subject, index: int, run: GuideRun) -> Sampling:
+    from ...training.sizes import parse_size
+
+    width, height = parse_size(settings.validation_resolution, "validation_resolution")
+    if subject.picture is not None:
+        from ...training.data.media import image_size
+        from ...training.validation import preview_size
+
+        width, height = preview_size(image_size(subject.picture), settings.validation_resolution)
+    if not subject.prompt.strip():
+        raise ConfigError("validation_prompt is empty and the pictures have no captions. Write a prompt.")
+    return Sampling(
+        prompt=subject.prompt,
+        negative_prompt=settings.validation_negative_prompt,
+        picture=str(subject.picture) if subject.picture is not None else None,
+        width=width,
+        height=height,
+        num_inference_steps=settings.validation_num_inference_steps,
+        guidance_scale=settings.validation_guidance,
+        # A noise of its own for each, as in training.
+        seed=settings.validation_seed + index,
+        filename_prefix=f"{FOLDER}/{run.train.run_name}",
+    )
