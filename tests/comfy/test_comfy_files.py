@@ -25,7 +25,22 @@ def graph(**choice) -> dict:
     }
 
 
-def test_files_in_the_model_folders_are_offered_and_checked(server):
+def editing_graph() -> dict:
+    size = {"width": 64, "height": 64}
+    reference = {"width": 80, "height": 64, "batch_size": 1, "color": 0x3366CC}
+    prompt = {"model": ["1", 0], "reference": ["2", 0], "prompt": "make it red", "negative_prompt": "", **size}
+    sampling = {"num_inference_steps": 2, "guidance_scale": 4.5, "seed": 1, **size}
+    wired = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 1]}
+    return {
+        "1": graph()["1"],
+        "2": {"class_type": "EmptyImage", "inputs": reference},
+        "3": {"class_type": "EncodeEditPrompt", "inputs": prompt},
+        "4": {"class_type": "LongCatSampleEdit", "inputs": wired | sampling},
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "single"}},
+    }
+
+
+def test_files_in_the_model_folders_are_offered_and_checked(server, single_file_twins):
     from diffusers import LongCatImageTransformer2DModel
 
     models = server.base / "models"
@@ -53,3 +68,12 @@ def test_files_in_the_model_folders_are_offered_and_checked(server):
     assert "ae.safetensors holds a transformer; a vae is needed here" in error
     refused = server.post("/prompt", {"prompt": graph(text_encoder_file="gone.safetensors")})
     assert [error["type"] for error in refused["node_errors"]["1"]["errors"]] == ["value_not_in_list"]
+
+    # As a user would mend it; the next run of the same graph sees the new files.
+    file.unlink()
+    for folder, kind in (("diffusion_models", "transformer"), ("vae", "vae"), ("text_encoders", "text_encoder")):
+        for part in (single_file_twins / "files" / kind).iterdir():
+            (models / folder / part.name).unlink(missing_ok=True)
+            (models / folder / part.name).symlink_to(part)
+    server.run(editing_graph())
+    assert (server.base / "output" / "single_00001_.png").stat().st_size > 100

@@ -13,24 +13,6 @@ from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.training.errors import ConfigError, ModelError, PathError
 from comfyui_longcat.training.loop.events import WarningRaised
-from comfyui_longcat.training.models import qwen_file, single_file
-from comfyui_longcat.training.models.family import FLAVOURS
-from safetensors.torch import save_file
-
-WIDTH = 128
-"""One head of the size that single files of the released model have."""
-
-SPECIAL_IDS = {
-    "<|endoftext|>": 151643,
-    "<|im_start|>": 151644,
-    "<|im_end|>": 151645,
-    "<|vision_start|>": 151652,
-    "<|vision_end|>": 151653,
-    "<|vision_pad|>": 151654,
-    "<|image_pad|>": 151655,
-    "<|video_pad|>": 151656,
-}
-"""Qwen2.5's own, which no tensor of a single file holds."""
 
 NAMES = {
     "transformer": "longcat_image_edit_bf16.safetensors",
@@ -47,85 +29,12 @@ def call(node_id: str, **inputs):
     return getattr(node(), node.FUNCTION)(**(defaults | inputs))
 
 
-def build_parts() -> dict[str, torch.nn.Module]:
-    """The three models with released proportions, a few megabytes apart from the vocabulary's full length."""
-    from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    heads = {"num_attention_heads": 1, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH}
-    text = {"vocab_size": 151657, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1}
-    vision = {"depth": 1, "hidden_size": 80, "intermediate_size": 40, "num_heads": 1, "out_hidden_size": WIDTH}
-    config = Qwen2_5_VLConfig(
-        text_config={**text, "num_attention_heads": 1, "num_key_value_heads": 1, **json.loads(json.dumps(LANGUAGE))},
-        vision_config={**vision, "fullatt_block_indexes": []},
-        tie_word_embeddings=True,
-        **qwen_file.TOKENS,
-    )
-    vae = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 16}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    scales = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
-    parts = {
-        "transformer": LongCatImageTransformer2DModel(num_layers=1, num_single_layers=1, **heads),
-        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
-        "vae": AutoencoderKL(**vae, **blocks, **scales, use_quant_conv=False, use_post_quant_conv=False),
-    }
-    generator = torch.Generator().manual_seed(0)
-    for part in parts.values():
-        with torch.no_grad():
-            for name, weight in part.named_parameters():
-                weight.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.05, generator=generator)
-    return parts
-
-
-LANGUAGE = qwen_file.LANGUAGE | {"tie_word_embeddings": True}
-
-
-def write_full_size_tokenizer(folder: Path) -> None:
-    from comfyui_longcat.training.tiny.tokenizer import write_tokenizer
-
-    write_tokenizer(folder)
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    (folder / "vocab.json").write_text(json.dumps(vocabulary | SPECIAL_IDS), encoding="utf-8")
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    by_name = {entry["content"]: entry for entry in config["added_tokens_decoder"].values()}
-    config["added_tokens_decoder"] = {str(number): by_name[token] for token, number in SPECIAL_IDS.items()}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory) -> Path:
-    """`files/<kind>/...` as ComfyUI has them, and `LongCat-Image-Edit`, the same weights as a diffusers folder."""
-    root = tmp_path_factory.mktemp("twins")
-    files, folder = root / "files", root / "LongCat-Image-Edit"
-    with torch.inference_mode(False):
-        parts = build_parts()
-    for kind, part in parts.items():
-        part.save_pretrained(folder / kind)
-        (files / kind).mkdir(parents=True)
-    single_file.export_transformer(parts["transformer"], files / "transformer" / NAMES["transformer"])
-    save_file(parts["vae"].state_dict(), files / "vae" / NAMES["vae"])
-    hub = {
-        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
-        for name, tensor in parts["text_encoder"].state_dict().items()
-        if name != "lm_head.weight"
-    }
-    save_file(hub, files / "text_encoder" / NAMES["text_encoder"])
-    write_full_size_tokenizer(files / "tokenizer")
-    for name in ("tokenizer", "text_processor"):
-        shutil.copytree(files / "tokenizer", folder / name)
-    settings = json.dumps(qwen_file.IMAGE_PROCESSOR)
-    (folder / "text_processor" / "preprocessor_config.json").write_text(settings, encoding="utf-8")
-    index = json.dumps({"_class_name": FLAVOURS["edit"].pipeline})
-    (folder / "model_index.json").write_text(index, encoding="utf-8")
-    return root
-
-
 @pytest.fixture
-def files(host, twins) -> Path:
+def files(host, single_file_twins) -> Path:
     """A host whose folders hold the four parts, as links: a test may take one away."""
     for kind in ("transformer", "vae", "text_encoder", "tokenizer"):
         (host.home / kind).mkdir()
-        for path in (twins / "files" / kind).iterdir():
+        for path in (single_file_twins / "files" / kind).iterdir():
             os.symlink(path, host.home / kind / path.name)
     return host.home
 
@@ -162,7 +71,7 @@ def small_run(model, name: str) -> tuple[list[float], torch.Tensor, Path]:
     return list(trained[2]["loss"]), image, trained[0].folder
 
 
-def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(files, twins, host):
+def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(files, single_file_twins, host):
     from comfyui_longcat.training.tiny.world import draw_example_pairs
 
     draw_example_pairs(host.home / "input" / "targets", host.home / "input" / "references", count=2)
@@ -175,7 +84,7 @@ def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(file
     assert not [event for event in host.events if isinstance(event, WarningRaised)]
 
     shutil.rmtree(host.cache_dir())
-    host.models = (twins,)
+    host.models = (single_file_twins,)
     whole = load()
     assert whole.files is None
     wanted_losses, wanted_image, _ = small_run(whole, "folder")
@@ -200,7 +109,7 @@ def test_what_is_there_is_offered(files):
     assert choices()["transformer"] == ["auto", NAMES["transformer"], "old/longcat_image_dev_bf16.safetensors"]
 
 
-def test_auto_goes_by_flavour_and_prefers_a_folder(files, host, twins, tmp_path):
+def test_auto_goes_by_flavour_and_prefers_a_folder(files, host, single_file_twins):
     assert load().files is not None
     final = load(model_flavour="final")
     assert (final.files, final.folder) == (None, None)
@@ -208,7 +117,7 @@ def test_auto_goes_by_flavour_and_prefers_a_folder(files, host, twins, tmp_path)
     chosen = load(model_flavour="final", transformer_file=NAMES["transformer"])
     assert chosen.files.transformer.name == NAMES["transformer"]
     assert ["looks like flavour edit" in event.message for event in host.events] == [True]
-    host.models = (twins,)
+    host.models = (single_file_twins,)
     assert load().files is None
     assert load(transformer_file=NAMES["transformer"]).files is not None
 
@@ -230,16 +139,16 @@ def test_the_hub_id_of_another_flavour_is_refused(host):
         load(pretrained_model_name_or_path="meituan-longcat/LongCat-Image")
 
 
-def test_on_a_terminal_the_files_lie_below_the_home_folder(twins, tmp_path):
+def test_on_a_terminal_the_files_lie_below_the_home_folder(single_file_twins, tmp_path):
     models = tmp_path / "models"
     for kind, folder in (("transformer", "diffusion_models"), ("vae", "vae"), ("text_encoder", "text_encoders")):
-        shutil.copytree(twins / "files" / kind, models / folder, copy_function=os.symlink)
+        shutil.copytree(single_file_twins / "files" / kind, models / folder, copy_function=os.symlink)
     with use_host(TerminalHost(tmp_path, device="cpu")):
         with pytest.raises(ModelError, match="tokenizer") as raised:
             load()
         tokenizer = models / "text_encoders" / "qwen25_tokenizer"
         assert str(tokenizer) in str(raised.value)
-        shutil.copytree(twins / "files" / "tokenizer", tokenizer)
+        shutil.copytree(single_file_twins / "files" / "tokenizer", tokenizer)
         assert load().files.tokenizer == tokenizer
 
 
