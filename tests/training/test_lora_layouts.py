@@ -77,17 +77,12 @@ def underscored(prefix):
     return lambda name: prefix + name.replace(".", "_")
 
 
-def fluxed(prefix):
-    """Flux's name of the time embedding, as files for ComfyUI have it."""
-    return lambda name: prefix + name.replace("time_embed", "time_text_embed")
-
-
 KOHYA = ("lora_down.weight", "lora_up.weight")
 DOTTED = ("lora_A.weight", "lora_B.weight")
 SPELLINGS = {
     "transformer": (lambda name: f"transformer.{name}", DOTTED),
     "bare": (lambda name: name, DOTTED),
-    "time_text_embed": (fluxed("transformer."), DOTTED),
+    "time_text_embed": (lambda name: "transformer." + name.replace("time_embed", "time_text_embed"), DOTTED),
     "simpletuner comfyui": (lambda name: f"diffusion_model.{name}", DOTTED),
     "onetrainer": (underscored("lora_transformer_"), KOHYA),
     "lycoris": (underscored("lycoris_"), KOHYA),
