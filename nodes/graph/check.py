@@ -17,7 +17,7 @@ GIVERS = {
     "LONGCAT_DATASET": "LongCatDataset",
     "LONGCAT_PAIRS": "PairDatasets",
     "LONGCAT_CACHE": "CacheVAELatents, then LongCatCacheText",
-    "LONGCAT_LORA": "TrainLoRA",
+    "LONGCAT_LORA": "TrainLoRA or LongCatConvertLoRA",
     "IMAGE": "LoadImage",
     "CONDITIONING": "EncodeEditPrompt",
 }
