@@ -1,11 +1,14 @@
 """Grids of pictures: where what stands, and no text that breaks them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from comfyui_longcat.training.config import DatasetConfig
 from comfyui_longcat.training.data import contact_sheet as module
 from comfyui_longcat.training.data.contact_sheet import CAPTION_WIDTH, CELL, MARGIN, contact_sheet, image_grid
 from comfyui_longcat.training.data.pairs import pair_datasets
+from comfyui_longcat.training.data.sets import scan_dataset
 from comfyui_longcat.training.errors import DataError
 from comfyui_longcat.training.tiny.world import draw_example_pairs
 from PIL import Image
@@ -49,6 +52,20 @@ def test_shows_the_crop_of_the_bucket(dataset):
     top = contact_sheet(dataset, limit=1).height - CELL - MARGIN
     target = (2 * MARGIN + CELL + 24, top, 2 * MARGIN + 2 * CELL - 24, top + CELL)
     assert (np.array(contact_sheet(dataset, limit=1).crop(target)) == (0, 255, 0)).all()
+
+
+def test_a_captioned_folder_has_no_column_of_references(dataset):
+    captioned = scan_dataset(dataset.sources[0].targets)
+    sheet = contact_sheet(captioned, limit=2)
+    assert sheet.width == contact_sheet(dataset, limit=2).width - CELL - MARGIN
+    top = sheet.height - 2 * (CELL + MARGIN)
+    assert sheet.getpixel((MARGIN + 8, top + 96)) == (30, 90, 215), "the target stands first"
+    mixed = replace(dataset, records=(*dataset.records[:1], *captioned.records[:1]))
+    sheet = contact_sheet(mixed)
+    assert sheet.width == contact_sheet(dataset).width
+    below = sheet.height - CELL - MARGIN + 96
+    assert sheet.getpixel((MARGIN + 8, below)) == (255, 255, 255), "an empty place"
+    assert sheet.getpixel((2 * MARGIN + CELL + 8, below)) == (30, 90, 215)
 
 
 def test_a_damaged_picture_is_named(dataset):

@@ -180,6 +180,16 @@ def test_crop_keeps_the_aspect_and_the_centre():
         assert len(rows) == pytest.approx(80 / 96 * size[1], abs=2)
 
 
+def test_crop_keeps_the_part_asked_for():
+    picture = Image.new("RGB", (300, 100), "red")
+    picture.paste("lime", (100, 0, 200, 100))
+    picture.paste("blue", (200, 0, 300, 100))
+    for share, colour in ((0.0, (255, 0, 0)), (0.5, (0, 255, 0)), (1.0, (0, 0, 255))):
+        pixels = np.array(crop_to(picture, (50, 50), (share, 0.5)))
+        assert pixels.shape == (50, 50, 3) and (pixels[:, 5:-5] == colour).all()
+        assert (np.array(from_pixels(to_pixels(picture, (50, 50), (share, 0.5)))) == pixels).all()
+
+
 def test_shrinking_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (512, 256))).convert("RGB")
     assert to_pixels(stripes, (64, 64))[..., 8:-8].abs().max() < 0.1

@@ -1,6 +1,7 @@
 """Pairing two folders: exact stems, natural order, and every fault told at once."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,53 @@ def test_missing_folder_and_wrong_types(folders):
 def test_targets_need_instructions(folders):
     folders.add_pairs("a")
     assert "caption_strategy 'none'" in folders.refused(caption_strategy="none")
+
+
+def with_captions(folders, **settings):
+    return replace(folders.references_config(), **settings)
+
+
+def paired(folders, references, **settings):
+    targets = DatasetConfig(instance_data_dir=str(folders.targets), resolution="64", **settings)
+    return pair_datasets(targets, references)
+
+
+def test_captions_of_references_replace_the_instructions_with_a_warning(folders):
+    folders.add_pairs("a", "b", "c")
+    (folders.references / "b.txt").write_text("the caption of b", encoding="utf-8")
+    dataset = paired(folders, with_captions(folders, caption_strategy="textfile"))
+    assert [record.caption for record in dataset.records] == ["edit it", "the caption of b", "edit it"]
+    (warning,) = dataset.warnings
+    assert warning.startswith("1 of 3 references (dataset 'refs') have captions, and these replace the instructions")
+    assert "caption_strategy to 'none'" in warning
+    quiet = paired(folders, folders.references_config())
+    assert {record.caption for record in quiet.records} == {"edit it"} and not quiet.warnings
+
+
+def test_a_strategy_without_captions_replaces_nothing(folders):
+    folders.add_pairs("a")
+    for strategy in ("textfile", "json", "csv"):
+        dataset = paired(folders, with_captions(folders, caption_strategy=strategy))
+        assert dataset.records[0].caption == "edit it" and not dataset.warnings
+
+
+def test_captions_of_references_may_be_the_only_ones(folders):
+    folders.add_pairs("a_b", "c")
+    named = with_captions(folders, caption_strategy="filename")
+    assert [r.caption for r in paired(folders, named, caption_strategy="none").records] == ["a b", "c"]
+    (folders.references / "c.txt").write_text("only c", encoding="utf-8")
+    partly = with_captions(folders, caption_strategy="textfile")
+    with pytest.raises(DataError, match=r"1 of 2 targets have no caption: a_b\.png .*another caption_strategy"):
+        paired(folders, partly, caption_strategy="none")
+
+
+def test_faulty_captions_of_references_are_told_with_the_others(folders):
+    folders.add_pairs("a", "b")
+    (folders.references / "b.txt").write_bytes(b"\xff")
+    (folders.targets / "a.txt").unlink()
+    with pytest.raises(DataError) as caught:
+        paired(folders, with_captions(folders, caption_strategy="textfile"))
+    assert "for 2 reasons" in str(caught.value) and f"{folders.references / 'b.txt'} is not UTF-8" in str(caught.value)
 
 
 def test_one_folder_for_both_sides_also_through_a_link(folders, tmp_path):
