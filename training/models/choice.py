@@ -149,10 +149,10 @@ def _refuse_single_parts(config: ModelConfig, folder: Path | None) -> None:
     chosen = {"vae_file": config.vae_file, "text_encoder_file": config.text_encoder_file}
     for option, name in chosen.items():
         if name != AUTO:
-            where = f"the diffusers folder {folder}" if folder else f"a diffusers folder ({_repo_id(config)})"
             raise ConfigError(
-                f"LoadLongCat.{option} is {name!r}, but the transformer comes from {where}, which has its own."
-                " Choose transformer_file too, or leave this on auto."
+                f"LoadLongCat.{option} is {name!r}, but the transformer comes from the diffusers folder"
+                f" {folder or FLAVOURS[config.model_flavour].folder_name}, which has its own. Choose transformer_file"
+                " too, or leave this on auto."
             )
 
 
