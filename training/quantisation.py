@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,14 +47,20 @@ def ensure_available(precision: str) -> None:
         _ensure_compilable()
 
 
-def must_compile(precision: str) -> bool:
-    """Whether the first use of `precision` on this machine compiles an extension, about half a minute long.
+def must_compile(precision: str, device_type: str) -> bool:
+    """Whether `precision` compiles an extension at its next use on such a device: half a minute, on CUDA longer.
 
     Raises:
         ConfigError: as `ensure_available`.
     """
+    import torch
+
     ensure_available(precision)
-    return precision == INT4 and not (_build_folder() / "pytorch_version.txt").is_file()
+    if precision != INT4:
+        return False
+    # optimum-quanto compiles anew for another torch.
+    compiled_for = _build_folder("cuda" if device_type == "cuda" else "cpp") / "pytorch_version.txt"
+    return not compiled_for.is_file() or compiled_for.read_text(encoding="utf-8").strip() != torch.__version__
 
 
 def quantise(module: nn.Module, precision: str, name: str = "") -> None:
@@ -86,8 +93,23 @@ def quantise(module: nn.Module, precision: str, name: str = "") -> None:
 def _quantise_with_quanto(module: nn.Module, precision: str, linears: list[str]) -> None:
     from optimum.quanto import freeze, qint4, qint8, quantize
 
+    if precision == INT4:
+        _load_extension(module)
     quantize(module, weights={"int8-quanto": qint8, INT4: qint4}[precision], include=linears)
     freeze(module)
+
+
+def _load_extension(module: nn.Module) -> None:
+    """Compiles now what quanto would compile at the first forward pass, in the middle of the first step."""
+    import torch
+
+    path = os.environ.get("PATH", "")
+    try:
+        # ninja comes with quanto, but a Python that is started by its full path does not have its scripts on the PATH.
+        os.environ["PATH"] = _search_path()
+        torch.ops.quanto.unpack(torch.zeros(1, 1, dtype=torch.uint8, device=next(module.parameters()).device), 4)
+    finally:
+        os.environ["PATH"] = path
 
 
 def _quantise_with_torchao(module: nn.Module, precision: str, linears: list[str]) -> None:
@@ -116,15 +138,15 @@ def _linears(module: nn.Module, name: str) -> list[str]:
 
 
 def _ensure_compilable() -> None:
-    missing = [] if shutil.which("ninja") else ["ninja (pip install ninja)"]
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))):
+    missing = [] if shutil.which("ninja", path=_search_path()) else ["ninja (pip install ninja)"]
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
         missing.append("a C++ compiler (g++, clang, or Visual Studio's cl)")
     if missing:
         raise ConfigError(
             f"precision {INT4} compiles an extension at its first use, but {' and '.join(missing)} cannot be found on"
             " the PATH. Install what is missing, or choose int8-quanto, which compiles nothing."
         )
-    folder = _build_folder()
+    folder = _build_folder("cpp")
     place = folder if folder.is_dir() else folder.parent
     if not os.access(place, os.W_OK):
         raise ConfigError(
@@ -133,10 +155,14 @@ def _ensure_compilable() -> None:
         )
 
 
-def _build_folder() -> Path:
-    """Where optimum-quanto 0.2.7 puts the extension that unpacks 4-bit weights on the CPU."""
+def _search_path() -> str:
+    return os.pathsep.join(filter(None, (os.environ.get("PATH"), sysconfig.get_path("scripts"))))
+
+
+def _build_folder(kind: str) -> Path:
+    """Where optimum-quanto 0.2.7 puts the extension that unpacks 4-bit weights; `kind` is cpp or cuda."""
     package = importlib.util.find_spec("optimum.quanto")
-    return Path(package.origin).parent / "library" / "extensions" / "cpp" / "build"
+    return Path(package.origin).parent / "library" / "extensions" / kind / "build"
 
 
 def _is_installed(module: str) -> bool:

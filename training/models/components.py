@@ -160,8 +160,11 @@ def _dtype_on(device: torch.device, handle: ModelHandle, precision: str, callbac
     dtype, reason = choose_dtype(device, handle.config.base_model_precision)
     if dtype != compute_dtype(handle):
         callbacks.on_event(WarningRaised(message=f"{reason}."))
-    if must_compile(precision):
-        callbacks.on_event(WarningRaised(message=f"{precision} is compiled at its first use: half a minute, once."))
+    if must_compile(precision, device.type):
+        message = (
+            f"{precision} compiles an extension at its first use, now: half a minute on a CPU, some on CUDA, once."
+        )
+        callbacks.on_event(WarningRaised(message=message))
     return dtype
 
 
