@@ -7,6 +7,7 @@ from pathlib import Path
 from ..caches.handle import Cache
 from ..config import TrainConfig
 from ..errors import CacheError, ConfigError
+from ..memory import check_streaming
 from ..models.family import FLAVOURS, check_training_data, family_of
 from ..models.handle import ModelHandle
 
@@ -20,6 +21,7 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
         ModelError: no such family.
     """
     family_of(handle.config.model_family).lora_targets(config.options.lora_target)
+    check_streaming(handle.config, config.options.gradient_checkpointing)
     _check_cache(handle, cache, "cache")
     if config.validation is not None and validation_cache is not None:
         _check_cache(handle, validation_cache, "validation cache")
