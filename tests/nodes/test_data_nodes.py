@@ -1,0 +1,97 @@
+"""Datasets, joined datasets and what the caches take, as nodes."""
+
+import time
+
+import pytest
+from comfyui_longcat.nodes.data import CacheVAELatents, LongCatDataset, LongCatJoinDatasets, PairDatasets
+from comfyui_longcat.nodes.load import LoadLongCat
+from comfyui_longcat.training.config import DatasetConfig
+from comfyui_longcat.training.errors import ConfigError, DataError
+
+TARGETS, REFERENCES = "longcat-example/targets", "longcat-example/references"
+
+
+def dataset(folder=TARGETS, id="mine", kind="image", captions="textfile", resolution="64", **settings):
+    return LongCatDataset().describe(folder, id, kind, captions, resolution, **settings)[0]
+
+
+def pairs(id="mine"):
+    return PairDatasets().pair(dataset(id=id), dataset(REFERENCES, "refs", "conditioning", "none"))
+
+
+def model(flavour):
+    return LoadLongCat().load("longcat_image", flavour, "auto", "fp32")[0]
+
+
+def test_every_setting_of_a_dataset_is_a_widget_and_arrives(module_host):
+    declared = LongCatDataset.INPUT_TYPES()
+    names = [*declared["required"], *declared["optional"]]
+    # Saved workflows hold the values by place.
+    assert names[:7] == [
+        *("instance_data_dir", "id", "dataset_type", "caption_strategy", "resolution"),
+        *("aspect_bucket_alignment", "repeats"),
+    ]
+    assert set(names) == set(DatasetConfig.__dataclass_fields__)
+    settings = {
+        "aspect_bucket_alignment": 128,
+        "repeats": 4,
+        "instance_prompt": "a sks bird",
+        "resolution_type": "pixel",
+        "crop_style": "random",
+        "crop_aspect": "square",
+    }
+    config = dataset(captions="instanceprompt", resolution="512,1024", **settings)
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert (config.caption_strategy, config.resolution) == ("instanceprompt", "512,1024")
+
+
+def test_joins_folders_and_pairs(module_host):
+    first, second = dataset(), dataset(REFERENCES, "plain", captions="filename", repeats=1, resolution="64,128")
+    joined, sheets, report = LongCatJoinDatasets().join(first, second)
+    assert [source.targets.id for source in joined.sources] == ["mine", "plain"]
+    assert len(joined.records) == 12 + 24
+    assert sheets.shape[0] == 2 and sheets.shape[3] == 3
+    assert report.startswith("36 pictures of 24 files in 2 buckets, 60 samples an epoch")
+    nested, _, _ = LongCatJoinDatasets().join(joined, dataset(id="third"))
+    assert len(nested.records) == 48
+    both, _, report = LongCatJoinDatasets().join(pairs("one")[0], pairs("two")[0])
+    assert len(both.records) == 24 and report.startswith("24 pairs of 12 files")
+
+
+def test_one_captioned_folder_has_its_contact_sheet(module_host):
+    alone, sheet, report = LongCatJoinDatasets().join(dataset())
+    assert len(alone.records) == 12 and sheet.shape[0] == 1
+    assert report.splitlines()[0] == "12 pictures in 1 bucket:"
+
+
+def test_the_same_dataset_twice_is_refused(module_host):
+    with pytest.raises(DataError, match="'mine'.*raise repeats"):
+        LongCatJoinDatasets().join(dataset(), pairs()[0])
+
+
+def test_warnings_reach_the_report_of_the_pairs(module_host):
+    _, _, report = PairDatasets().pair(dataset(), dataset(REFERENCES, "refs", "conditioning", "filename"))
+    assert "Warning: 12 of 12 references (dataset 'refs') have captions" in report
+
+
+def test_a_captioned_folder_is_cached_as_it_is(module_host):
+    cache, report = CacheVAELatents().cache(model("tiny"), dataset(), "vae/targets", "vae/references")
+    assert len(cache.records) == 12 and not any(cached.ref_latents for cached in cache.records)
+    assert report.startswith("latents: 0 reused, 12 encoded")
+    again, _ = CacheVAELatents().cache(
+        model("tiny"), LongCatJoinDatasets().join(dataset())[0], "vae/targets", "vae/references"
+    )
+    assert again == cache
+
+
+@pytest.mark.parametrize(
+    ("flavour", "words"), [("tiny-edit", "12 of 12 samples have none"), ("tiny", "12 of 12 samples have one")]
+)
+def test_data_of_the_other_kind_is_refused_at_once(module_host, flavour, words):
+    data = dataset() if flavour == "tiny-edit" else pairs()[0]
+    loaded = model(flavour)
+    started = time.perf_counter()
+    with pytest.raises(ConfigError, match=words):
+        CacheVAELatents().cache(loaded, data, f"{flavour}/targets", f"{flavour}/references")
+    assert time.perf_counter() - started < 2
+    assert not (module_host.cache_dir() / flavour).exists()
