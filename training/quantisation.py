@@ -128,13 +128,16 @@ def _linears(module: nn.Module, name: str) -> list[str]:
     from torch import nn
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    start = f"{name}." if name else ""
+    def full_name(inner: str) -> str:
+        # `module` may be such a linear itself: its inner name is empty.
+        return ".".join(part for part in (name, inner) if part)
+
     whole = [
         inner
         for inner, part in module.named_modules()
         if isinstance(part, nn.Linear) and not is_traceable_wrapper_subclass(part.weight)
     ]
-    return [inner for inner in whole if not any(fnmatch(f"{start}{inner}", pattern) for pattern in KEPT_WHOLE)]
+    return [inner for inner in whole if not any(fnmatch(full_name(inner), pattern) for pattern in KEPT_WHOLE)]
 
 
 def _ensure_compilable() -> None:
