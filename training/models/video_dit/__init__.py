@@ -1,0 +1,1 @@
+"""The network of LongCat-Video in plain PyTorch; no library has it."""
