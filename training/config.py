@@ -191,17 +191,19 @@ class ValidationConfig(Checked):
     )
     validation_resolution: str = option(
         "768x768",
-        "WIDTHxHEIGHT in px: gives the area; for edits the reference's own aspect decides the sides.",
+        "WIDTHxHEIGHT in px: exactly that for text-to-image; for edits the area, and the reference's own aspect decides"
+        " the sides.",
     )
     validation_num_inference_steps: int = option(40, "Euler steps of a sample (guide: 40).", low=1, high=1000, step=1)
     validation_guidance: float = option(
         4.5, "Classifier-free guidance; 1 switches it off (guide: 4 to 6, edit 4.5).", low=1.0, high=30.0, step=0.1
     )
     validation_seed: int = option(42, "Seed of the samples' noise.", low=0, high=LARGEST_INT, step=1)
-    num_samples: int = option(2, "How many of the pairs are sampled, from the first on.", low=1, high=64, step=1)
+    num_samples: int = option(2, "How many pairs or captions are sampled, from the first on.", low=1, high=64, step=1)
     validation_prompt: str = option(
         "",
-        "Instructions instead of the captions, one a line; line n goes with sample n, the last one with the rest.",
+        "Instructions or prompts instead of the captions, one a line. For edits line n goes with pair n, the last one"
+        " with the rest; for text-to-image each line is a sample.",
         multiline=True,
     )
     validation_negative_prompt: str = option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_longcat.training.models.family import FLAVOURS
 from comfyui_longcat.training.tiny.image_checkpoint import VERSION_FILE, build_tiny_image_checkpoint, is_outdated
 from comfyui_longcat.training.tiny.tokenizer import SPECIAL_TOKENS
 from comfyui_longcat.training.tiny.world import draw_pairs
@@ -47,6 +48,16 @@ def test_two_builds_are_equal_and_leave_the_random_state_alone(twin, tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first), name
     plain = [path for path in twin.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
     assert all(path.read_bytes() == (tmp_path / "again" / path.relative_to(twin)).read_bytes() for path in plain)
+
+
+def test_the_text_to_image_twin_differs_in_its_index_alone(twin, tmp_path):
+    other = tmp_path / "tiny"
+    build_tiny_image_checkpoint(other, FLAVOURS["tiny"].pipeline)
+    names = {path.relative_to(twin) for path in twin.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    different = {name.as_posix() for name in names if (twin / name).read_bytes() != (other / name).read_bytes()}
+    assert different == {"model_index.json"}
+    assert json.loads((other / "model_index.json").read_text())["_class_name"] == "LongCatImagePipeline"
 
 
 def test_folder_is_small_and_laid_out_like_the_released_one(twin):

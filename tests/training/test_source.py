@@ -14,6 +14,7 @@ import pytest
 from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.errors import ModelError
 from comfyui_longcat.training.loop.events import NoCallbacks
+from comfyui_longcat.training.models.family import FLAVOURS
 from comfyui_longcat.training.models.handle import ModelHandle
 from comfyui_longcat.training.models.source import check_folder, component_identity, resolve_folder
 
@@ -81,6 +82,26 @@ def test_other_pipelines_are_refused_by_name(model, found, config):
     message = refused(model, config)
     assert found in message and "LongCatImageEditPipeline" in message
     assert "meituan-longcat/LongCat-Image-Edit" in message
+
+
+@pytest.mark.parametrize(
+    ("flavour", "example"),
+    [
+        ("final", "meituan-longcat/LongCat-Image."),
+        ("dev", "meituan-longcat/LongCat-Image."),
+        ("tiny", "meituan-longcat/LongCat-Image."),
+        ("edit-turbo", "meituan-longcat/LongCat-Image-Edit."),
+    ],
+)
+def test_each_flavour_wants_its_own_pipeline(model, flavour, example):
+    config = ModelConfig(model_flavour=flavour)
+    wanted = FLAVOURS[flavour].pipeline
+    edit_json(model / "model_index.json", _class_name=wanted)
+    check_folder(model, config)
+    (other,) = {"LongCatImagePipeline", "LongCatImageEditPipeline"} - {wanted}
+    edit_json(model / "model_index.json", _class_name=other)
+    message = refused(model, config)
+    assert f"holds a {other}" in message and wanted in message and example in message
 
 
 def test_folder_of_longcat_video_is_refused_by_name(tmp_path):
@@ -179,6 +200,12 @@ def test_twin_is_built_once_and_again_for_another_builder(tmp_path):
     (built / "twin.json").write_text('{"builder": 0}')
     resolve_folder(handle(TINY, tmp_path), NoCallbacks())
     assert (built / "model_index.json").stat().st_mtime_ns != mark
+
+
+def test_each_twin_has_its_own_folder(tmp_path):
+    for flavour in ("tiny", "tiny-edit"):
+        built = resolve_folder(handle(ModelConfig(model_flavour=flavour), tmp_path), NoCallbacks())
+        assert built == tmp_path / flavour
 
 
 def test_somebodys_folder_of_that_name_is_not_overwritten(tmp_path):
