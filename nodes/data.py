@@ -22,7 +22,13 @@ EXAMPLE_FOLDER = "longcat-example"
 EXAMPLE_SIDES = ("targets", "references")
 
 EXAMPLE_SIZE = 768
-"""Px; the resolution of the shipped workflows, so that nothing is enlarged."""
+"""Px; the resolution of the shipped edit workflow, so that nothing is enlarged."""
+
+EXAMPLE_CAPTIONED = "longcat-example-captioned"
+"""The same for text-to-image: pictures whose captions say what is drawn."""
+
+EXAMPLE_CAPTIONED_SIZE = 1024
+"""Px; the resolution of the shipped text-to-image workflow."""
 
 # Saved workflows hold widgets by place: new ones only at the end.
 OPTIONAL_DATASET_FIELDS = (
@@ -41,14 +47,14 @@ class LongCatDataset:
     DISPLAY_NAME = "LongCat Dataset"
     DESCRIPTION = (
         "A folder of pictures. For an edit LoRA two are needed: the edited pictures with their instructions, and the"
-        " reference pictures of the same names. longcat-example/targets and longcat-example/references are drawn on"
-        " first use."
+        " reference pictures of the same names; for text-to-image one, with captions. Drawn on first use:"
+        " longcat-example/targets and longcat-example/references, and longcat-example-captioned."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "describe"
     RETURN_TYPES = (LONGCAT_DATASET,)
     RETURN_NAMES = ("dataset",)
-    OUTPUT_TOOLTIPS = ("The folder and its settings, for PairDatasets.",)
+    OUTPUT_TOOLTIPS = ("The folder and its settings, for PairDatasets, CacheVAELatents or LongCatJoinDatasets.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -273,6 +279,11 @@ def dataset_folder(name: str) -> Path:
     example = roots.bases[0] / EXAMPLE_FOLDER
     if name in {f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES} and not example.exists():
         _draw_example(example)
+    if name == EXAMPLE_CAPTIONED:
+        from ..training.tiny.world import draw_example_pictures
+
+        # Other shapes than the pairs': a workflow may train on both. An existing folder stays as it is.
+        draw_example_pictures(roots.bases[0] / EXAMPLE_CAPTIONED, size=EXAMPLE_CAPTIONED_SIZE, seed=1)
     return roots.resolve_folder(name, "LongCatDataset.instance_data_dir")
 
 

@@ -15,14 +15,15 @@ from ..host import use_host
 from .core_nodes import CORE_NODES, SAMPLE_PICTURE
 from .description import Graph, to_api
 from .from_config import TRAINING, training_graph
-from .sampling import Sampling, sampling_graph
+from .sampling import NO_LORA, Sampling, sampling_graph
 
 WORKFLOWS_DIR = Path(__file__).resolve().parents[2] / "workflows"
 
 EXAMPLE_INSTRUCTION = "add a blue border"
 """What the drawn example pairs teach."""
 
-EXAMPLE_PROMPT = "a red circle and a green square, with a blue border"
+EXAMPLE_PROMPT = "a purple circle on a sand background"
+"""In the words of the drawn captioned pictures."""
 
 # 8.3 instead of 16.6 GB: the largest part of the model would not fit a 12 or 16 GB card.
 SMALL_CARD = {"base_model_precision": "int8-quanto", "text_encoder_1_precision": "int8-quanto"}
@@ -61,7 +62,7 @@ T2I_CONFIG = {
     "validation_num_inference_steps": 30,
 }
 T2I_DATA = [
-    {"id": "captioned-images", "instance_data_dir": "longcat-example/targets", "resolution": 1024},
+    {"id": "captioned-images", "instance_data_dir": "longcat-example-captioned", "resolution": 1024},
     {
         "id": "plain-images",
         "instance_data_dir": "longcat-example/references",
@@ -100,7 +101,7 @@ def longcat_image_edit_sample() -> Graph:
         filename_prefix="longcat-edit",
     )
     model = _described(EDIT_CONFIG, EDIT_DATA).model
-    return sampling_graph("longcat_image_edit_sample", model, "none", [sample])
+    return sampling_graph("longcat_image_edit_sample", model, NO_LORA, [sample])
 
 
 def longcat_image_t2i_sample() -> Graph:
@@ -114,7 +115,7 @@ def longcat_image_t2i_sample() -> Graph:
         filename_prefix="longcat-t2i",
     )
     model = _described(T2I_CONFIG, T2I_DATA).model
-    return sampling_graph("longcat_image_t2i_sample", model, "none", [sample])
+    return sampling_graph("longcat_image_t2i_sample", model, NO_LORA, [sample])
 
 
 def _described(config: dict[str, Any], datasets: list[dict[str, Any]]) -> GuideRun:

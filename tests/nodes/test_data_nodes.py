@@ -3,11 +3,18 @@
 import time
 
 import pytest
-from comfyui_longcat.nodes.data import CacheVAELatents, LongCatDataset, LongCatJoinDatasets, PairDatasets
+from comfyui_longcat.nodes.data import (
+    EXAMPLE_CAPTIONED,
+    CacheVAELatents,
+    LongCatDataset,
+    LongCatJoinDatasets,
+    PairDatasets,
+)
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.training.config import DatasetConfig
 from comfyui_longcat.training.errors import ConfigError, DataError
 
+CAPTIONED = {"dataset_type": "image", "caption_strategy": "textfile", "resolution": "64"}
 TARGETS, REFERENCES = "longcat-example/targets", "longcat-example/references"
 
 
@@ -62,6 +69,14 @@ def test_one_captioned_folder_has_its_contact_sheet(module_host):
     alone, sheet, report = LongCatJoinDatasets().join(dataset())
     assert len(alone.records) == 12 and sheet.shape[0] == 1
     assert report.splitlines()[0] == "12 pictures in 1 bucket:"
+
+
+def test_the_captioned_example_is_drawn_on_first_use(module_host):
+    dataset, _, report = LongCatJoinDatasets().join(LongCatDataset().describe(EXAMPLE_CAPTIONED, "a", **CAPTIONED)[0])
+    assert report.startswith("12 pictures") and all(" background" in r.caption for r in dataset.records[:2])
+    (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").write_text("mine", encoding="utf-8")
+    LongCatDataset().describe(EXAMPLE_CAPTIONED, "a", **CAPTIONED)
+    assert (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").is_file()
 
 
 def test_the_same_dataset_twice_is_refused(module_host):

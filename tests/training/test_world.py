@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from comfyui_longcat.training.errors import ConfigError
-from comfyui_longcat.training.tiny.world import BLUE, COLOURS, draw_example_pairs, draw_pairs
+from comfyui_longcat.training.tiny.world import BLUE, COLOURS, draw_example_pairs, draw_example_pictures, draw_pairs
 from PIL import Image
 
 
@@ -18,6 +18,26 @@ def test_writes_pairs_of_equal_names_with_instructions(tmp_path):
     assert any(text.isascii() for text in texts) and any("\u8fb9\u6846" in text for text in texts)
     with Image.open(targets / f"{stems[0]}.png") as picture:
         assert (picture.size, picture.mode) == ((32, 32), "RGB")
+
+
+def test_writes_pictures_whose_captions_say_what_is_drawn(tmp_path):
+    folder = tmp_path / "pictures"
+    draw_example_pictures(folder, count=6, size=32, seed=1)
+    captions = {path.stem: path.read_text(encoding="utf-8").strip() for path in folder.glob("*.txt")}
+    assert len(captions) == len(list(folder.glob("*.png"))) == len(set(captions.values())) == 6
+    for name, caption in captions.items():
+        number, colour, shape = name.split("-")
+        if int(number) % 3:
+            article = "an" if colour == "orange" else "a"
+            assert caption.startswith(f"{article} {colour} {shape} on a ") and caption.endswith(" background")
+        else:
+            assert "\u80cc\u666f\u4e0a\u7684" in caption and not any(c.isascii() for c in caption)
+        with Image.open(folder / f"{name}.png") as picture:
+            assert COLOURS[colour] in {pixel for _, pixel in picture.getcolors(4096)}
+    (folder / "mine.txt").write_text("mine", encoding="utf-8")
+    before = sorted(path.name for path in folder.iterdir())
+    draw_example_pictures(folder, count=9)
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_the_edit_is_a_blue_border_and_nothing_else():

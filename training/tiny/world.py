@@ -1,4 +1,5 @@
-"""A small world of drawn shapes: picture pairs with instructions, for the demo, the shipped workflows and the tests.
+"""A small world of drawn shapes, as pairs with instructions and as pictures with captions: for the demo, the shipped
+workflows and the tests.
 
 Drawn, not noise: every pair shows what its instruction says, so that an adapter can learn it and an eye can judge it.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,18 @@ BACKGROUNDS = {
 BLUE = (30, 90, 215)
 """The colour that edits bring in; no shape and no background has it."""
 
+CHINESE_COLOURS = {
+    "red": "\u7ea2\u8272",
+    "orange": "\u6a59\u8272",
+    "yellow": "\u9ec4\u8272",
+    "green": "\u7eff\u8272",
+    "purple": "\u7d2b\u8272",
+    "pink": "\u7c89\u8272",
+    "white": "\u767d\u8272",
+    "grey": "\u7070\u8272",
+    "sand": "\u6c99\u8272",
+    "slate": "\u6df1\u7070\u8272",
+}
 CHINESE_SHAPES = {
     "circle": "\u5706\u5f62",
     "square": "\u65b9\u5757",
@@ -59,6 +72,15 @@ class Scene:
     centre: tuple[float, float]
     radius: float
     border: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """The words for a scene."""
+
+    shape: str
+    colour: str
+    background: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +148,28 @@ def draw_example_pairs(targets: Path, references: Path, count: int = 12, size: i
                 (folder / f"{name}.txt").write_text(instruction + "\n", encoding="utf-8")
 
 
+def draw_example_pictures(folder: Path, count: int = 12, size: int = 64, seed: int = 0) -> None:
+    """Writes `count` pictures `<name>.png` with captions `<name>.txt` that say what is drawn, every third in Chinese.
+
+    The folder appears whole or not at all. One that already holds files is left as it is: it may be the user's.
+
+    Args:
+        count: number of pictures.
+        size: px, side of the square pictures.
+        seed: of the shapes.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    if _holds_files(folder):
+        return
+    with replacing_folder(folder) as temporary:
+        for number, look, scene in _scenes(count, seed):
+            name = f"{number + 1:02d}-{look.colour}-{look.shape}"
+            draw_scene(scene, size).save(temporary / f"{name}.png")
+            (temporary / f"{name}.txt").write_text(_caption(look, number % 3 == 2) + "\n", encoding="utf-8")
+
+
 def draw_pairs(
     count: int, size: int = 64, seed: int = 0, edit: str = "border"
 ) -> list[tuple[str, Image.Image, Image.Image, str]]:
@@ -142,25 +186,38 @@ def draw_pairs(
     if edit not in EDITS:
         raise ConfigError(f"edit is {edit!r}; it must be one of {', '.join(EDITS)}.")
     chosen = EDITS[edit]
+    pairs = []
+    for number, look, scene in _scenes(count, seed):
+        wording = chosen.wordings[number % len(chosen.wordings)]
+        instruction = wording.format(shape=look.shape, chinese_shape=CHINESE_SHAPES[look.shape])
+        name = f"{number + 1:02d}-{look.colour}-{look.shape}"
+        pairs.append((name, draw_scene(scene, size), draw_scene(chosen.apply(scene), size), instruction))
+    return pairs
+
+
+def _scenes(count: int, seed: int) -> Iterator[tuple[int, Look, Scene]]:
     generator = random.Random(seed)
     looks = list(itertools.product(COLOURS, BACKGROUNDS))
     generator.shuffle(looks)
     shapes = list(CHINESE_SHAPES)
-    pairs = []
     for number, (colour, background) in enumerate(itertools.islice(itertools.cycle(looks), count)):
-        shape = shapes[number % len(shapes)]
+        look = Look(shape=shapes[number % len(shapes)], colour=colour, background=background)
         scene = Scene(
-            shape=shape,
+            shape=look.shape,
             colour=COLOURS[colour],
             background=BACKGROUNDS[background],
             centre=(generator.uniform(0.38, 0.62), generator.uniform(0.38, 0.62)),
             radius=generator.uniform(0.15, 0.23),
         )
-        wording = chosen.wordings[number % len(chosen.wordings)]
-        instruction = wording.format(shape=shape, chinese_shape=CHINESE_SHAPES[shape])
-        name = f"{number + 1:02d}-{colour}-{shape}"
-        pairs.append((name, draw_scene(scene, size), draw_scene(chosen.apply(scene), size), instruction))
-    return pairs
+        yield number, look, scene
+
+
+def _caption(look: Look, chinese: bool) -> str:
+    if not chinese:
+        article = "an" if look.colour[0] in "aeiou" else "a"
+        return f"{article} {look.colour} {look.shape} on a {look.background} background"
+    background, colour = CHINESE_COLOURS[look.background], CHINESE_COLOURS[look.colour]
+    return f"{background}\u80cc\u666f\u4e0a\u7684{colour}{CHINESE_SHAPES[look.shape]}"
 
 
 def draw_scene(scene: Scene, size: int) -> Image.Image:
