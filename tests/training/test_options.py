@@ -9,6 +9,7 @@ from comfyui_longcat.training.config import (
     DatasetConfig,
     ModelConfig,
     SampleConfig,
+    TextToImageConfig,
     TrainConfig,
     TrainingOptions,
     ValidationConfig,
@@ -21,7 +22,7 @@ from comfyui_longcat.training.options import Checked, option_of
 # What a choice needs beside it.
 COMPANIONS = {"instanceprompt": {"instance_prompt": "a bird"}, "area": {"resolution": "0.5"}}
 
-CONFIGS = [ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig, SampleConfig]
+CONFIGS = [ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig, SampleConfig, TextToImageConfig]
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -44,7 +45,10 @@ def test_defaults_are_valid_and_every_bound_is_usable(config_class):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: ModelConfig(model_flavour="dev"), r"model_flavour is 'dev'; it must be one of edit, tiny-edit"),
+        (
+            lambda: ModelConfig(model_flavour="turbo"),
+            r"is 'turbo'; it must be one of final, dev, edit, edit-turbo, tiny",
+        ),
         (lambda: ModelConfig(base_model_precision="int4"), r"base_model_precision is 'int4'.*int8-quanto"),
         (lambda: ModelConfig(pretrained_model_name_or_path=3), r"is 3; it must be a str"),
         (lambda: DatasetConfig(resolution="32"), r"resolution is 32; it must lie between 64 and 4096"),

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_longcat.training.config import ModelConfig
-from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.loop.events import NoCallbacks
 from comfyui_longcat.training.models import longcat_image_prompt as own
 from comfyui_longcat.training.models.components import open_text_encoder
@@ -128,12 +127,6 @@ def test_the_template_without_a_picture_is_another_one(text_encoder):
     without = FAMILY.encode_prompt(text_encoder, "a red circle", [])
     assert with_picture.shape[1] == 6 + without.shape[1]
     assert (with_picture[:, 6:] - without).abs().max() > 1e-3
-
-
-def test_two_references_are_refused(text_encoder):
-    pixels = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ConfigError, match="2 reference pictures"):
-        FAMILY.encode_prompt(text_encoder, "x", [pixels, pixels])
 
 
 def comfy_tokenizer_folder() -> Path:
