@@ -10,6 +10,8 @@ from ...training.config import ModelConfig
 from .description import Graph, Group, Link
 from .from_config import BLUE, GREEN, PICTURE, PURPLE, widget_values
 
+NO_LORA = "none"
+
 MODEL = Group(title="1 Model and LoRA", lane=0, color=BLUE)
 PICTURES = Group(title="2 Picture", lane=0, color=GREEN)
 SAMPLING = Group(title="3 Prompt and sampling", lane=1, color=PURPLE)
@@ -32,7 +34,7 @@ class Sampling:
 
 
 def sampling_graph(name: str, model: ModelConfig, lora_name: str, samples: Sequence[Sampling]) -> Graph:
-    """The graph that draws `samples` with `model` and the LoRA file `lora_name` ("none": without)."""
+    """The graph that draws `samples` with `model` and the LoRA file `lora_name`, which may be `NO_LORA`."""
     from ...training.models.family import FLAVOURS
 
     graph = Graph(name=name)

@@ -79,9 +79,13 @@ def tiny_value(class_type: str, name: str, value: Any, quantised: bool | None) -
     if key in PRECISIONS and not _keeps(value, quantised):
         return PRECISIONS[key]
     if key == ("TrainLoRA", "run_name"):
-        # A name of its own: a rehearsal must not stand in the way of the real run.
-        return value if value.endswith("-tiny") else f"{value}-tiny"
+        return tiny_run_name(value)
     return value
+
+
+def tiny_run_name(name: str) -> str:
+    """A name of its own: a rehearsal must not stand in the way of the real run."""
+    return name if name.endswith("-tiny") else f"{name}-tiny"
 
 
 def tiny_flavour(flavour: str) -> str:

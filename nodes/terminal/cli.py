@@ -22,6 +22,8 @@ EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """128 + SIGINT, as shells have it."""
 
+TINY = "try it out in seconds: tiny model, small sizes, few steps"
+
 REPORT_LINES = 6
 """Longer texts of nodes are cut: a cache report has a line per picture."""
 
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guide_commands(commands, [common, home])
     run = commands.add_parser("run", parents=[common, home], help="run a workflow in API format")
     run.add_argument("workflow", type=Path, help="e.g. workflows/api/longcat_image_edit_train.json")
-    run.add_argument("--tiny", action="store_true", help="try it out in seconds: tiny model, small sizes, few steps")
+    run.add_argument("--tiny", action="store_true", help=TINY)
     run.add_argument("--server", metavar="URL", help="send it to a running ComfyUI, e.g. http://127.0.0.1:8188")
     run.add_argument(
         "--set",
@@ -91,11 +93,12 @@ def _add_guide_commands(commands: Any, parents: list[argparse.ArgumentParser]) -
     known = {"parents": parents, "epilog": keys, "allow_abbrev": False}
     train = commands.add_parser("train", help="train as config.json and its data file say", **known)
     train.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s")
-    train.add_argument("--tiny", action="store_true", help="try it out in seconds: tiny model, small sizes, few steps")
+    train.add_argument("--tiny", action="store_true", help=TINY)
     train.set_defaults(command=_train, keys={})
 
     validate = commands.add_parser("validate", help="draw pictures, with the run's LoRA if there is one", **known)
     validate.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there")
+    validate.add_argument("--tiny", action="store_true", help=TINY)
     validate.set_defaults(command=_validate, keys={})
 
     config = commands.add_parser("config", help="config.json to workflow, and back")
@@ -121,7 +124,7 @@ def _validate(args: argparse.Namespace, stop: StopFlag) -> int:
     from .validate import validation_of
 
     config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-    return _execute(*validation_of(config, args.keys, args.base_directory, stop))
+    return _execute(*validation_of(config, args.keys, args.base_directory, stop, args.tiny))
 
 
 def _import(args: argparse.Namespace, stop: StopFlag) -> int:

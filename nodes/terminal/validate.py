@@ -17,13 +17,13 @@ from ..data import dataset_folder
 from ..graph.catalogue import EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
 from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
 from ..graph.description import to_api
+from ..graph.override import apply_settings
 from ..graph.samples import draw_sample
-from ..graph.sampling import Sampling, sampling_graph
+from ..graph.sampling import NO_LORA, Sampling, sampling_graph
+from ..graph.tiny import make_tiny, tiny_run_name
 from ..host import use_host
 from .host import StopFlag, TerminalHost, say
 from .train import show_notes
-
-NO_LORA = "none"
 
 FOLDER = "validation"
 """Below the output folder."""
@@ -39,7 +39,7 @@ class _Subject:
 
 
 def validation_of(
-    config: Path | None, overrides: Mapping[str, Any], home: Path, stop: StopFlag
+    config: Path | None, overrides: Mapping[str, Any], home: Path, stop: StopFlag, tiny: bool = False
 ) -> tuple[dict[str, Any], TerminalHost]:
     """The API graph that samples as the configuration says, and the host to run it in.
 
@@ -57,12 +57,15 @@ def validation_of(
     edits = FLAVOURS[run.model.model_flavour].needs_reference
     with use_host(host):
         subjects = _subjects(run, settings, edits, host)
-        # Without a configuration nobody has said which run is meant.
-        named = config is not None or overrides.keys() & {"run_name", "output_dir"}
-        lora = newest_lora(host, run.train.run_name) if named else NO_LORA
-        say(f"LoRA: {lora}")
         samples = [_sampling(settings, subject, index, run) for index, subject in enumerate(subjects)]
-        return to_api(sampling_graph("validate", run.model, lora, samples), node_classes()), host
+        graph = to_api(sampling_graph("validate", run.model, NO_LORA, samples), node_classes())
+        graph = make_tiny(graph) if tiny else graph
+        # Without a configuration nobody has said which run is meant.
+        if config is not None or overrides.keys() & {"run_name", "output_dir"}:
+            lora = newest_lora(host, tiny_run_name(run.train.run_name) if tiny else run.train.run_name)
+            graph = apply_settings(graph, [f"LongCatLoadLoRA.lora_name={json.dumps(lora)}"], node_classes())
+            say(f"LoRA: {lora}")
+        return graph, host
 
 
 def newest_lora(host: TerminalHost, run_name: str) -> str:
