@@ -227,7 +227,7 @@ def _text_prompts(config: ValidationConfig, cache: Cache) -> list[Prompt]:
     lines = _lines(config)
     if lines:
         return [
-            Prompt(name=f"prompt-{number}", kind="prompt", origin="validation_prompt", caption=line, bucket=size)
+            Prompt(name=f"prompt-{number}", kind="prompt", origin=f"preview {number}", caption=line, bucket=size)
             for number, line in enumerate(lines, start=1)
         ]
     first_of = {cached.record.caption: cached.record for cached in reversed(cache.records)}
