@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, ModelError
 from .attention import KeyValues, prompt_rows
 from .blocks import BlockInputs, FinalLayer, LongCatVideoBlock, PatchEmbedder, PromptEmbedder, TimestepEmbedder
-from .rope import rotation_of_grid
+from .rope import Rotation, rotation_of_grid
 
 ConditionCache = Sequence[KeyValues]
 """One entry a block."""
@@ -175,7 +175,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         per_frame = timestep if timestep.ndim == 2 else timestep.unsqueeze(1).expand(-1, frames)
         return self.t_embedder(per_frame.to(self.compute_dtype))
 
-    def _rotation(self, latents: Tensor, frames_before: int = 0) -> Any:
+    def _rotation(self, latents: Tensor, frames_before: int = 0) -> Rotation:
         height, width = self._grid(latents)
         head_dim = self.config.hidden_size // self.config.num_heads
         return rotation_of_grid(frames_before + latents.shape[2], height, width, head_dim, latents.device)
