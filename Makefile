@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 
 workflows: $(INSTALLED)
 	$(BIN)/python -m comfyui_longcat.nodes.graph.catalogue
+	$(BIN)/python -m comfyui_longcat.nodes.graph.key_table
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output

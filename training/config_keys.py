@@ -81,7 +81,7 @@ _READ: dict[str, Key] = {
         " below output/longcat, since a server writes only into its own folders.",
     ),
     "data_backend_config": Key(
-        help="The data file, looked for from the current folder and beside config.json; without this key"
+        help="The data file, looked for beside config.json, then from the current folder; without this key"
         " multidatabackend.json beside config.json."
     ),
     "eval_dataset_id": Key(help="The dataset of this id is not trained on; its pictures are what validation samples."),

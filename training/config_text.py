@@ -9,8 +9,9 @@ from typing import Any
 
 from .errors import ConfigError
 
-_GAP = r"(?:\s|//[^\n]*|/\*[\s\S]*?\*/)*"
-_TOKEN = re.compile(rf'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*[\s\S]*?\*/|,(?={_GAP}[\]}}])')
+# Each ends at one place only: a comment that could be matched shorter or longer would hide what stands behind it.
+_COMMENT = r"//[^\n]*(?=\n|\Z)|/\*(?:[^*]|\*(?!/))*\*/"
+_TOKEN = re.compile(rf'"(?:[^"\\\n]|\\.)*"|{_COMMENT}|,(?=(?:\s|{_COMMENT})*[\]}}])')
 """A string, which stays, or something that JSON does not have, which goes."""
 
 
