@@ -6,7 +6,9 @@ checkpointing), or keeps all of them after the first backward pass.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,20 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes that the parameters take, quantised ones as they are stored."""
     tensors = [slot.tensor for parameter in model.parameters() for slot in _slots(parameter)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give freed memory back to the system; other systems' allocators do so by themselves.
+
+    It keeps freed pieces of up to 32 MB otherwise, and the smaller quantised weights that come into these holes then
+    hold them open: loading a model in int8 took nearly three times its size (tests/benchmarks/loading.py).
+    """
+    import ctypes
+
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True)

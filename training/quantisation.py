@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .config import QUANTISED_PRECISIONS
 from .errors import ConfigError
+from .memory import return_freed_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,21 +83,21 @@ def quantise(module: nn.Module, precision: str, name: str = "") -> None:
     linears = _linears(module, name)
     if not linears:
         return
-    if precision.endswith("quanto"):
-        _quantise_with_quanto(module, precision, linears)
-    else:
-        _quantise_with_torchao(module, precision, linears)
+    quantise_linear = _quantise_with_quanto if precision.endswith("quanto") else _quantise_with_torchao
+    for linear in linears:
+        quantise_linear(module, precision, linear)
+        return_freed_memory()
     # quanto makes every weight trainable again.
     module.requires_grad_(False)
 
 
-def _quantise_with_quanto(module: nn.Module, precision: str, linears: list[str]) -> None:
+def _quantise_with_quanto(module: nn.Module, precision: str, linear: str) -> None:
     from optimum.quanto import freeze, qint4, qint8, quantize
 
     if precision == INT4:
         _load_extension(module)
-    quantize(module, weights={"int8-quanto": qint8, INT4: qint4}[precision], include=linears)
-    freeze(module)
+    quantize(module, weights={"int8-quanto": qint8, INT4: qint4}[precision], include=linear)
+    freeze(module.get_submodule(linear))
 
 
 def _load_extension(module: nn.Module) -> None:
@@ -112,7 +113,7 @@ def _load_extension(module: nn.Module) -> None:
         os.environ["PATH"] = path
 
 
-def _quantise_with_torchao(module: nn.Module, precision: str, linears: list[str]) -> None:
+def _quantise_with_torchao(module: nn.Module, precision: str, linear: str) -> None:
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     # Otherwise torchao changes the settings of torch.compile for the whole process.
@@ -120,7 +121,7 @@ def _quantise_with_torchao(module: nn.Module, precision: str, linears: list[str]
         "fp8-torchao": Float8WeightOnlyConfig(set_inductor_config=False),
         "int8-torchao": Int8WeightOnlyConfig(set_inductor_config=False, version=2),
     }
-    quantize_(module, configs[precision], filter_fn=lambda _, name: name in linears)
+    quantize_(module, configs[precision], filter_fn=lambda _, name: name == linear)
 
 
 def _linears(module: nn.Module, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ModelError
-from ..memory import blocks_of
+from ..memory import blocks_of, return_freed_memory
 from .checkpoint_files import weight_files
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def fill(
         del weights
         if finish is not None:
             finish(module, part, part in blocks)
+        return_freed_memory()
 
 
 @contextlib.contextmanager
