@@ -89,7 +89,7 @@ def build_tiny_image_checkpoint(folder: Path, pipeline: str = EDIT) -> None:
         replacing_folder(folder) as temporary,
         torch.inference_mode(False),
         torch.no_grad(),
-        _own_random_numbers(),
+        own_random_numbers(),
         no_progress_bars(),
     ):
         for name, part in (
@@ -101,9 +101,9 @@ def build_tiny_image_checkpoint(folder: Path, pipeline: str = EDIT) -> None:
             part.save_pretrained(temporary / name)
         for name in ("tokenizer", "text_processor"):
             write_tokenizer(temporary / name)
-        _write(temporary / "text_processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
-        _write(temporary / "model_index.json", {"_class_name": pipeline, **MODEL_PARTS})
-        _write(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
+        write_settings(temporary / "text_processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
+        write_settings(temporary / "model_index.json", {"_class_name": pipeline, **MODEL_PARTS})
+        write_settings(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
 
 
 def is_outdated(folder: Path) -> bool:
@@ -218,7 +218,7 @@ def _look_at_own_place(attention: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def own_random_numbers() -> Iterator[None]:
     """Seeds torch's CPU generator for the block and puts it back; library constructors draw from that one."""
     import torch
 
@@ -228,6 +228,6 @@ def _own_random_numbers() -> Iterator[None]:
         yield
 
 
-def _write(path: Path, value: Any) -> None:
+def write_settings(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

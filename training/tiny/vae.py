@@ -78,7 +78,7 @@ def _set_encoder(encoder: nn.Module) -> None:
         split.weight[signal, colour, quarter // 2, quarter % 2] = 1
     _add_helpers(split, first=SIGNALS)
     latent_channels = CONFIG["latent_channels"]
-    _set_way_out(encoder, _mixing(), first_helper=SIGNALS)
+    _set_way_out(encoder, mixing(), first_helper=SIGNALS)
     encoder.conv_out.bias[latent_channels:] = LOG_VARIANCE
 
 
@@ -86,7 +86,7 @@ def _set_decoder(decoder: nn.Module) -> None:
     import torch
 
     blocks = decoder.up_blocks
-    decoder.conv_in.weight[:SIGNALS, :, 1, 1] = _mixing().T
+    decoder.conv_in.weight[:SIGNALS, :, 1, 1] = mixing().T
     # On a picture enlarged by repetition, these taps lean to the first and to the second half of a cell.
     lean = SHARPNESS / 2
     halves = (torch.tensor([-lean, 0.5, lean]), torch.tensor([lean, 0.5, -lean]))
@@ -127,7 +127,7 @@ def _set_way_out(part: nn.Module, mixing: Tensor, first_helper: int) -> None:
     conv.bias[:outputs] = total * HELPER / 2
 
 
-def _mixing() -> Tensor:
+def mixing() -> Tensor:
     """[16, 12], orthonormal columns of a Hadamard matrix: every channel carries some of every quarter."""
     import torch
 

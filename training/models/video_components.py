@@ -1,0 +1,151 @@
+"""The parts of a LongCat-Video folder: whether they are there and fit together, and how each is read.
+
+The released layout has the transformer in `dit`, and no model_index.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+from .block_loading import Finish, fill, reading_folder
+from .checkpoint_files import check_weights, read_json, weight_files
+from .components import TextEncoder, _from_folder, _tokenizer
+from .longcat_video_prompt import QWEN, UMT5
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TRANSFORMER = "dit"
+
+CLASSES = {
+    TRANSFORMER: ("LongCatVideoTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel", "Qwen2_5_VLForConditionalGeneration"),
+}
+"""Folder to the classes that its config.json may name."""
+
+WIDTH_KEYS = {UMT5: "d_model", QWEN: "hidden_size"}
+
+LATENT_CHANNELS = "z_dim"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that is not a complete LongCat-Video checkpoint whose parts fit together; loads no weights.
+
+    Raises:
+        ModelError: naming what was found and what is wanted.
+    """
+    configs = {part: read_json(folder / part / "config.json") for part in CLASSES}
+    for part, wanted in CLASSES.items():
+        found = _class_name(configs[part])
+        if found not in wanted:
+            raise ModelError(
+                f"{folder / part} holds a {found}; longcat_video needs a {' or '.join(wanted)} there. Choose a folder"
+                " of LongCat-Video (such as meituan-longcat/LongCat-Video), or another model_family."
+            )
+    _check_widths(folder, configs)
+    if not (folder / "tokenizer" / "tokenizer_config.json").is_file():
+        raise ModelError(
+            f"{folder / 'tokenizer'} has no tokenizer_config.json. The folder is incomplete: copy or download it again."
+        )
+    for part in CLASSES:
+        for path in weight_files(folder / part):
+            check_weights(path)
+
+
+def text_width(config: dict[str, Any]) -> int | None:
+    """Width of a text encoder's embeddings by its config.json; None if it is of no known kind."""
+    kind = config.get("model_type")
+    if kind not in WIDTH_KEYS:
+        return None
+    # transformers 4 wrote the language model's settings at the top of Qwen2.5-VL's config, 5 writes them apart.
+    return (config.get("text_config") or config).get(WIDTH_KEYS[kind], config.get(WIDTH_KEYS[kind]))
+
+
+def load_vae(folder: Path) -> nn.Module:
+    """AutoencoderKLWan in float32, on the CPU.
+
+    Raises:
+        ModelError: the files are damaged or of another model.
+    """
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    return _from_folder(AutoencoderKLWan, folder / "vae", torch.float32)
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
+    """What reads prompts, on the CPU; its config.json decides of which kind it is.
+
+    Raises:
+        ModelError: the files are damaged or of another model.
+    """
+    from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+
+    classes = {UMT5: UMT5EncoderModel, QWEN: Qwen2_5_VLForConditionalGeneration}
+    path = folder / "text_encoder"
+    kind = read_json(path / "config.json").get("model_type")
+    if kind not in classes:
+        raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
+    model = _from_folder(classes[kind], path, dtype)
+    return TextEncoder(model=model, tokenizer=_tokenizer(folder / "tokenizer"), image_processor=None)
+
+
+def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:
+    """LongCatVideoTransformer3DModel, read block by block.
+
+    Args:
+        folder: of the checkpoint.
+        dtype: of the weights.
+        finish: see `block_loading.fill`.
+
+    Raises:
+        ModelError: the files are damaged or of another model.
+    """
+    import torch
+
+    from .video_dit.dit import LongCatVideoTransformer3DModel
+
+    path = folder / TRANSFORMER
+    with torch.device("meta"):
+        model = LongCatVideoTransformer3DModel.from_config(read_json(path / "config.json"))
+    with reading_folder(path, dtype) as (names, read):
+        fill(model, names, read, finish, path)
+    return model
+
+
+def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    transformer = configs[TRANSFORMER]
+    width, wanted = text_width(configs["text_encoder"]), transformer.get("caption_channels")
+    if width is None or width != wanted:
+        raise ModelError(
+            f"{folder / 'text_encoder'} gives embeddings {width} wide, {folder / TRANSFORMER} was trained on {wanted}"
+            " (caption_channels). They are of different models; filling up or cutting would give it texts that mean"
+            " nothing. Use the text encoder that came with this transformer (UMT5-XXL, 4096, in the released model)."
+        )
+    channels, wanted = configs["vae"].get(LATENT_CHANNELS), transformer.get("in_channels")
+    if channels != wanted:
+        raise ModelError(
+            f"{folder / 'vae'} has {channels} latent channels, {folder / TRANSFORMER} takes {wanted}. They are of"
+            " different models: copy or download the folder again."
+        )
+    _check_statistics(folder / "vae", configs["vae"])
+
+
+def _check_statistics(path: Path, config: dict[str, Any]) -> None:
+    """Without them, latents would be in another space than the transformer's, and nothing would fail."""
+    for name in ("latents_mean", "latents_std"):
+        values = config.get(name)
+        if not isinstance(values, list) or len(values) != config[LATENT_CHANNELS]:
+            raise ModelError(
+                f"{path / 'config.json'} has no {name} of {config[LATENT_CHANNELS]} numbers. Copy or download it again."
+            )
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """diffusers writes `_class_name`, transformers a list `architectures`."""
+    architectures = config.get("architectures")
+    return str(config.get("_class_name") or (architectures or [config.get("model_type")])[0])
