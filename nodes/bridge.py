@@ -39,7 +39,8 @@ DATA_ROOTS_FILE = "longcat_data_roots.txt"
 
 OUT_OF_MEMORY = (
     "Not enough memory. What helps, in this order: base_model_precision int8-quanto, gradient_checkpointing on,"
-    " train_batch_size 1, a lower resolution (of the datasets and of validation), a lower lora_rank."
+    " train_batch_size 1, blocks_to_swap (10, then 30), a lower resolution (of the datasets and of validation), a lower"
+    " lora_rank."
 )
 
 
