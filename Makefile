@@ -25,8 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: test-python test-js
 
+# A process a core, each with one thread of torch: several threads on so small models wait for each other.
 test-python: $(INSTALLED)
-	$(BIN)/python -m pytest --quiet --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --durations=10 --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-js:
 	@if command -v node >/dev/null 2>&1; then node --test tests/js/*.test.js; \
