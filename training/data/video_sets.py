@@ -1,0 +1,233 @@
+"""A folder of videos, with or without start frames, becomes a training set. All faults are told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import DatasetConfig
+from ..errors import DataError
+from .captions import missing_faults, nameless_warnings, read_captions
+from .clips import Clip, ClipConfig, choose_clips
+from .folder import (
+    PictureFolder,
+    duplicate_faults,
+    empty_faults,
+    listed,
+    read_sizes,
+    refuse,
+    same_names,
+    scan_folder,
+    shown,
+    stem_of,
+)
+from .media import IMAGE_SUFFIXES
+from .pairs import _without_partner
+from .records import Record, Source, TrainingSet
+from .sets import records_of
+from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
+
+HEADLINE = "The videos cannot be used"
+
+LARGEST_ASPECT_ERROR = 1.02
+"""Between the aspects of a clip and its start frame; more than that, and the crop shows another part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord(Record):
+    """A clip: `target` is its video, `references` its start frame if there is a set of them."""
+
+    clip: Clip
+
+
+def scan_videos(config: DatasetConfig, clips: ClipConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
+    """The clips of a captioned folder of videos, each with the start frame of its stem.
+
+    Without `start_frames` a clip's own first frame starts it, which its latents hold already: the VAE is causal, so
+    that the first latent frame is that of the first frame alone.
+
+    Args:
+        config: instance_data_dir is an absolute path; holds video files, and folders of pictures as videos.
+        start_frames: a folder of pictures; they get bucket and crop of their clips.
+
+    Raises:
+        DataError: lists everything that is wrong, with counts, names and remedies.
+    """
+    refuse(HEADLINE, _setting_faults(config, clips, start_frames))
+    folder = scan_video_folder(config)
+    refuse(HEADLINE, _empty_faults(folder))
+    captions = read_captions(folder)
+    infos, chosen, faults = _read_clips(folder, clips)
+    missing = [name for name in folder.names if name not in captions.by_name]
+    faults = [
+        *duplicate_faults(folder.role, folder.path, folder.duplicates),
+        *captions.faults,
+        *missing_faults(folder, captions, missing),
+        *faults,
+    ]
+    starts, start_faults, warnings = _read_start_frames(folder, infos, start_frames)
+    refuse(HEADLINE, [*faults, *start_faults])
+    sizes = {name: info.size for name, info in infos.items()}
+    records = records_of(folder, sizes, captions.by_name, starts)
+    return TrainingSet(
+        sources=(Source(targets=config, references=start_frames),),
+        records=tuple(_with_clip(record, clip) for record in records for clip in chosen[record.name]),
+        warnings=(*nameless_warnings(folder), *_rate_warnings(folder, infos, clips), *warnings),
+    )
+
+
+def scan_video_folder(config: DatasetConfig) -> PictureFolder:
+    """Lists the folder; opens no file. Its `pictures` are videos: files, and sub-folders that hold pictures.
+
+    Raises:
+        OSError: there is no such folder, or it cannot be read.
+    """
+    videos: dict[str, list[Path]] = {}
+    others, subfolders = [], 0
+    for path in sorted(Path(config.instance_data_dir).iterdir()):
+        if path.name.startswith("."):
+            continue
+        if is_video(path):
+            # A folder's name has no suffix: "take.1" is all stem.
+            name = stem_of(f"{path.name}.") if path.is_dir() else stem_of(path.name)
+            videos.setdefault(name, []).append(path)
+        elif path.is_dir():
+            subfolders += 1
+        else:
+            others.append(path)
+    return PictureFolder(
+        role="videos",
+        config=config,
+        pictures={stem: paths[0] for stem, paths in videos.items()},
+        others=tuple(others),
+        duplicates=same_names(videos.values()),
+        subfolders=subfolders,
+    )
+
+
+def _setting_faults(config: DatasetConfig, clips: ClipConfig, start_frames: DatasetConfig | None) -> list[str]:
+    given = [("videos", config)] + ([("start frames", start_frames)] if start_frames else [])
+    faults = [
+        f"The {role} folder {each.instance_data_dir!r} does not exist. Create it, or correct instance_data_dir."
+        for role, each in given
+        if not Path(each.instance_data_dir).is_dir()
+    ]
+    if config.caption_strategy == "none":
+        faults.append(
+            f"Dataset {config.id!r} has caption_strategy 'none'; videos to learn need captions. Choose textfile,"
+            " filename, instanceprompt, json or csv."
+        )
+    if start_frames is None or faults:
+        return faults
+    if clips.extraction != "first":
+        faults.append(
+            f"There are start frames (dataset {start_frames.id!r}), and the clips are taken with extraction"
+            f" {clips.extraction!r}; a start frame shows where its video begins. Choose first, or connect no start"
+            " frames: then each clip starts with its own first frame."
+        )
+    if os.path.samefile(config.instance_data_dir, start_frames.instance_data_dir):
+        faults.append(
+            f"Videos and start frames are the same folder, {config.instance_data_dir}. Put the start frames into a"
+            " folder of their own, under the same names."
+        )
+    return faults
+
+
+def _empty_faults(folder: PictureFolder) -> list[str]:
+    if folder.pictures:
+        return []
+    hint = f" It has {folder.subfolders} sub-folders without pictures." if folder.subfolders else ""
+    return [
+        f"The videos folder {folder.path} holds no videos (looked for {' '.join(VIDEO_SUFFIXES)}, and for sub-folders"
+        f" of pictures).{hint} Put the videos directly into it, or correct instance_data_dir."
+    ]
+
+
+def _read_clips(
+    folder: PictureFolder, config: ClipConfig
+) -> tuple[dict[str, VideoInfo], dict[str, tuple[Clip, ...]], list[str]]:
+    """By stem what each video is and its clips, and the faults."""
+    infos, clips, broken, short = {}, {}, [], []
+    for name in folder.names:
+        path = folder.pictures[name]
+        try:
+            infos[name] = info = probe_video(path)
+        except DataError as error:
+            broken.append(str(error))
+            continue
+        clips[name] = choose_clips(info, config, f"{folder.config.id} {name}")
+        if not clips[name]:
+            short.append(f"{path.name} ({info.frames_at(config.rate)} of {config.least_frames})")
+    faults = listed(f"{len(broken)} of {len(folder.pictures)} videos cannot be read", broken)
+    if short:
+        fewer = "; or choose bucket_strategy resolution_frames with fewer min_frames"
+        faults.append(
+            f"{len(short)} of {len(folder.pictures)} videos are too short, in frames at {config.frame_rate:g} per"
+            f" second: {shown(short)}. Remove them, or lower num_frames{fewer}."
+        )
+    return infos, clips, faults
+
+
+def _read_start_frames(
+    folder: PictureFolder, infos: Mapping[str, VideoInfo], config: DatasetConfig | None
+) -> tuple[dict[str, Path] | None, list[str], list[str]]:
+    """(start frame by stem or None without a set, faults, warnings)"""
+    if config is None:
+        return None, [], []
+    frames = scan_folder("start frames", config)
+    faults = empty_faults(frames)
+    if faults:
+        return None, faults, []
+    faults = duplicate_faults(frames.role, frames.path, frames.duplicates)
+    unmatched = [*_without_partner(folder, frames), *_without_partner(frames, folder)]
+    if unmatched:
+        unmatched[-1] += (
+            f"\n    Looked in {folder.path} for videos and in {frames.path} for {' '.join(IMAGE_SUFFIXES)}. Rename, add"
+            " or remove files until each video has its start frame."
+        )
+    sizes, size_faults = read_sizes(frames)
+    odd = [
+        f"{frames.pictures[name].name} ({size[0]}x{size[1]}, video {infos[name].size[0]}x{infos[name].size[1]})"
+        for name, size in sizes.items()
+        if name in infos and _aspect_error(size, infos[name].size) > LARGEST_ASPECT_ERROR
+    ]
+    warning = (
+        f"{len(odd)} of {len(sizes)} start frames have another aspect than their videos, so that the crop shows another"
+        f" part: {shown(odd)}. Cut them from the videos' first frames."
+    )
+    return frames.pictures, [*faults, *unmatched, *size_faults], [warning] if odd else []
+
+
+def _aspect_error(size: tuple[int, int], other: tuple[int, int]) -> float:
+    ratio = size[0] * other[1] / (size[1] * other[0])
+    return max(ratio, 1 / ratio)
+
+
+def _rate_warnings(folder: PictureFolder, infos: Mapping[str, VideoInfo], clips: ClipConfig) -> list[str]:
+    slow = [
+        f"{folder.pictures[name].name} ({float(info.fps):.2f})"
+        for name, info in infos.items()
+        # A rate that is rounded in the container is no slower one.
+        if info.fps is not None and info.fps < 0.95 * clips.frame_rate
+    ]
+    if not slow:
+        return []
+    return [
+        f"{len(slow)} of {len(infos)} videos have fewer frames per second than the {clips.frame_rate:g} that are"
+        f" trained, so frames of theirs occur twice in a clip: {shown(slow)}. Remove them, or lower frame_rate."
+    ]
+
+
+def _with_clip(record: Record, clip: Clip) -> ClipRecord:
+    return ClipRecord(
+        name=record.name,
+        target=record.target,
+        references=record.references,
+        caption=record.caption,
+        bucket=record.bucket,
+        crop=record.crop,
+        repeats=record.repeats,
+        clip=clip,
+    )
