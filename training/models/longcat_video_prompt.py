@@ -87,7 +87,7 @@ def fill_slots(prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
 
 def _read_umt5(model: Any, tokenizer: Any, text: str) -> Tensor:
     """[1, L, D]; the end token is part of the prompt, also of an empty or shortened one."""
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(text, verbose=False)["input_ids"]
     if len(ids) > PROMPT_SLOTS:
         _warn_of_length(text, len(ids))
         ids = [*ids[: PROMPT_SLOTS - 1], tokenizer.eos_token_id]
