@@ -90,8 +90,8 @@ def scan_video_folder(config: DatasetConfig) -> PictureFolder:
         if path.name.startswith("."):
             continue
         if is_video(path):
-            # A folder's name has no suffix: "take.1" is all stem.
-            name = stem_of(f"{path.name}.") if path.is_dir() else stem_of(path.name)
+            # The name of a folder is all stem: "take.1" has no suffix ".1".
+            name = stem_of(f"{path.name}.-") if path.is_dir() else stem_of(path.name)
             videos.setdefault(name, []).append(path)
         elif path.is_dir():
             subfolders += 1

@@ -1,0 +1,144 @@
+"""A folder of videos becomes records; everything that is wrong is told at once."""
+
+from pathlib import Path
+
+import pytest
+from comfyui_longcat.training.config import DatasetConfig
+from comfyui_longcat.training.data.clips import ClipConfig
+from comfyui_longcat.training.data.video_sets import scan_videos
+from comfyui_longcat.training.errors import DataError
+from comfyui_longcat.training.tiny.clips_world import draw_clips, draw_example_clips, write_video
+from PIL import Image
+
+SHORT = ClipConfig(num_frames=9)
+
+
+def dataset(folder: Path, **settings) -> DatasetConfig:
+    return DatasetConfig(**{"id": folder.name, "instance_data_dir": str(folder), "resolution": "64", **settings})
+
+
+@pytest.fixture
+def drawn(tmp_path) -> tuple[Path, Path]:
+    clips, starts = tmp_path / "clips", tmp_path / "starts"
+    draw_example_clips(clips, starts, count=4)
+    return clips, starts
+
+
+def both(drawn, config=SHORT):
+    clips, starts = drawn
+    return scan_videos(dataset(clips), config, dataset(starts, caption_strategy="none"))
+
+
+def faults_of(drawn, config=SHORT) -> str:
+    with pytest.raises(DataError) as caught:
+        both(drawn, config)
+    return str(caught.value)
+
+
+def test_clips_are_paired_with_their_start_frames(drawn):
+    found = both(drawn)
+    assert [record.target.stem for record in found.records] == sorted(path.stem for path in drawn[1].iterdir())
+    for record in found.records:
+        assert [path.name for path in record.references] == [f"{record.name}.png"]
+        assert (record.bucket, record.clip.start, record.clip.frames) == ((64, 64), 0, 9)
+        assert record.caption == (drawn[0] / f"{record.name}.txt").read_text(encoding="utf-8").strip()
+    assert found.warnings == ()
+
+
+def test_without_start_frames_there_are_no_references(drawn):
+    records = scan_videos(dataset(drawn[0]), SHORT).records
+    assert len(records) == 4 and all(record.references == () for record in records)
+
+
+def test_several_clips_of_a_video_and_repeats(drawn):
+    config = dataset(drawn[0], repeats=2)
+    records = scan_videos(config, ClipConfig(num_frames=1, extraction="multiple")).records
+    assert [record.clip.start for record in records[:9]] == list(range(9))
+    assert len(records) == 4 * 9 and {record.repeats for record in records} == {2}
+
+
+def test_sizes_by_hand_and_random_crops_reach_the_records(tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    write_video(folder / "a.mp4", [Image.new("RGB", (192, 108))] * 5, 15)
+    (folder / "a.txt").write_text("a black screen", encoding="utf-8")
+    config = dataset(folder, resolution="832x480", crop_style="random")
+    (record,) = scan_videos(config, ClipConfig(num_frames=5)).records
+    assert record.bucket == (832, 480)
+    assert record.crop != (0.5, 0.5)
+
+
+def test_folders_of_pictures_are_videos(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "take.1").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    for number, picture in enumerate(draw_clips(1)[0][1]):
+        picture.save(folder / "take.1" / f"{number}.png")
+    (folder / "take.1.txt").write_text("a shape", encoding="utf-8")
+    (record,) = scan_videos(dataset(folder), SHORT).records
+    assert (record.name, record.caption, record.clip.frames) == ("take.1", "a shape", 9)
+
+
+def test_all_faults_are_told_at_once(drawn):
+    clips, starts = drawn
+    names = sorted(path.stem for path in starts.iterdir())
+    (clips / f"{names[0]}.mp4").write_bytes(b"no video")
+    write_video(clips / f"{names[1]}.mp4", [Image.new("RGB", (64, 64))] * 7, 15)
+    (clips / f"{names[2]}.txt").unlink()
+    (starts / f"{names[3]}.png").rename(starts / "other.png")
+    message = faults_of(drawn)
+    assert "for 5 reasons" in message
+    assert f"1 of 4 videos cannot be read:\n    {clips / names[0]}.mp4 cannot be read as a video" in message
+    assert f"1 of 4 videos are too short, in frames at 15 per second: {names[1]}.mp4 (7 of 9)." in message
+    assert f"1 of 4 videos have no caption file: {names[2]}.txt" in message
+    assert f"1 of 4 videos have no picture of the same name among the start frames: {names[3]}.mp4" in message
+    assert f"other.png (nearest: {names[3]}.mp4)" in message
+
+
+def test_only_the_first_ten_are_named(tmp_path):
+    folder = tmp_path / "many"
+    draw_example_clips(folder, tmp_path / "starts", count=12, size=16, frames=5)
+    with pytest.raises(DataError, match=r"12 of 12 videos are too short.* \(5 of 9\) and 2 more\. Remove them"):
+        scan_videos(dataset(folder), SHORT)
+
+
+@pytest.mark.parametrize("extraction", ["middle", "random", "multiple"])
+def test_start_frames_need_the_first_clip(drawn, extraction):
+    message = faults_of(drawn, ClipConfig(num_frames=5, extraction=extraction))
+    assert f"extraction '{extraction}'" in message and "Choose first" in message
+
+
+def test_one_folder_for_both_is_refused(drawn):
+    assert "are the same folder" in faults_of((drawn[0], drawn[0]))
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"videos folder .*nowhere' does not exist"):
+        scan_videos(dataset(tmp_path / "nowhere"), SHORT)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match=r"holds no videos \(looked for .mp4.* It has 1 sub-folders without pictures"):
+        scan_videos(dataset(tmp_path), SHORT)
+    draw_example_clips(tmp_path / "clips", tmp_path / "starts", count=1)
+    (tmp_path / "none").mkdir()
+    assert "holds no pictures" in faults_of((tmp_path / "clips", tmp_path / "none"))
+
+
+def test_videos_without_captions_are_refused(drawn):
+    with pytest.raises(DataError, match="caption_strategy 'none'"):
+        scan_videos(dataset(drawn[0], caption_strategy="none"), SHORT)
+
+
+def test_warns_of_slow_videos_and_of_other_aspects(drawn):
+    clips, starts = drawn
+    name = next(starts.iterdir()).stem
+    write_video(clips / f"{name}.mp4", [Image.new("RGB", (64, 64))] * 9, 10)
+    Image.new("RGB", (80, 64)).save(starts / f"{name}.png")
+    slow, aspect = both(drawn).warnings
+    assert "1 of 4 videos have fewer frames per second than the 15" in slow and f"{name}.mp4 (10.00)" in slow
+    assert "1 of 4 start frames have another aspect than their videos" in aspect and "80x64, video 64x64" in aspect
+
+
+def test_two_videos_of_one_name_are_refused(drawn):
+    name = next(drawn[1].iterdir()).stem
+    write_video(drawn[0] / f"{name}.mkv", [Image.new("RGB", (64, 64))] * 9, 15)
+    assert f"{name}.mkv = {name}.mp4" in faults_of(drawn)
