@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .config_sampling import SampleConfig as SampleConfig
+from .config_sampling import TextToImageConfig as TextToImageConfig
+from .config_sampling import VideoSampleConfig as VideoSampleConfig
 from .errors import ConfigError
-from .options import Checked, option
+from .options import LARGEST_INT, Checked, option
 from .paths import check_name
-from .sizes import BUCKET_ALIGNMENT, PIXELS_PER_TOKEN, check_multiple, parse_resolutions, parse_size
-
-LARGEST_INT = 2**53 - 1
-"""Largest whole number that survives JSON in a browser; the bound of seeds and counts."""
+from .sizes import BUCKET_ALIGNMENT, check_multiple, parse_resolutions, parse_size
 
 POLYNOMIAL_END = 1e-7
 """Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
@@ -346,42 +346,3 @@ class TrainConfig(Checked):
                 f"TrainConfig.learning_rate is {self.learning_rate}, but lr_scheduler polynomial ends at"
                 f" {POLYNOMIAL_END}. Raise learning_rate, or choose another lr_scheduler."
             )
-
-
-@dataclass(kw_only=True, frozen=True)
-class SampleConfig(Checked):
-    """One sampling call (LongCatSampleEdit)."""
-
-    width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
-    height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
-    num_inference_steps: int = option(50, "Euler steps (released pipeline: 50; guide: 40).", low=1, high=1000, step=1)
-    guidance_scale: float = option(
-        4.5,
-        "Classifier-free guidance; 1 switches it off and halves the time (guide: 4 to 6).",
-        low=1.0,
-        high=30.0,
-        step=0.1,
-    )
-    seed: int = option(42, "Seed of the noise.", low=0, high=LARGEST_INT, step=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_multiple(f"{type(self).__name__}.width", self.width, PIXELS_PER_TOKEN)
-        check_multiple(f"{type(self).__name__}.height", self.height, PIXELS_PER_TOKEN)
-        if (self.width == 0) != (self.height == 0):
-            raise ConfigError(
-                f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
-            )
-
-
-@dataclass(kw_only=True, frozen=True)
-class TextToImageConfig(SampleConfig):
-    """One sampling call (LongCatSampleT2I)."""
-
-    width: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
-    height: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
-    cfg_renorm: bool = option(
-        True,
-        "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
-        " plain guidance.",
-    )

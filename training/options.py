@@ -8,6 +8,9 @@ from typing import Any
 
 from .errors import ConfigError
 
+LARGEST_INT = 2**53 - 1
+"""Largest whole number that survives JSON in a browser; the bound of seeds and counts."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..config import PIXELS_PER_TOKEN, SampleConfig
+from ..config import SampleConfig
 from ..errors import ConfigError
 from ..loop.events import Callbacks
 from ..models.family import FLAVOURS
 from ..models.handle import ModelHandle
+from ..sizes import PIXELS_PER_TOKEN
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
 
 if TYPE_CHECKING:
