@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .config_dataset import DatasetConfig as DatasetConfig
 from .config_sampling import SampleConfig as SampleConfig
 from .config_sampling import TextToImageConfig as TextToImageConfig
 from .config_sampling import VideoSampleConfig as VideoSampleConfig
 from .errors import ConfigError
 from .options import LARGEST_INT, Checked, option
 from .paths import check_name
-from .sizes import BUCKET_ALIGNMENT, check_multiple, parse_resolutions, parse_size
+from .sizes import parse_size
 
 POLYNOMIAL_END = 1e-7
 """Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
@@ -29,15 +30,18 @@ class ModelConfig(Checked):
     """Which weights, from where, in which precision (LoadLongCat)."""
 
     model_family: str = option(
-        "longcat_image", "Which LongCat: longcat_image draws and edits pictures.", choices=("longcat_image",)
+        "longcat_image",
+        "Which LongCat: longcat_image draws and edits pictures, longcat_video draws clips from text or from a first"
+        " picture.",
+        choices=("longcat_image", "longcat_video"),
     )
     model_flavour: str = option(
         "edit",
         "final draws pictures from text, dev is the same before its polishing (the better base for a LoRA); edit"
         " changes a reference picture by instruction, edit-turbo does so in 8 steps without guidance (sampling only)."
-        " tiny and tiny-edit are twins of a few megabytes with random weights (for trying a workflow out on any"
-        " machine).",
-        choices=("final", "dev", "edit", "edit-turbo", "tiny", "tiny-edit"),
+        " longcat_video has final alone. tiny, tiny-edit and (longcat_video) tiny-video are twins of a few megabytes with"
+        " random weights (for trying a workflow out on any machine).",
+        choices=("final", "dev", "edit", "edit-turbo", "tiny", "tiny-edit", "tiny-video"),
     )
     pretrained_model_name_or_path: str = option(
         "auto",
@@ -102,84 +106,6 @@ class ModelConfig(Checked):
     group_offload_blocks_per_group: int = option(
         1, "How many streamed blocks are on the card at a time.", low=1, high=1000, step=1, advanced=True
     )
-
-
-@dataclass(kw_only=True, frozen=True)
-class DatasetConfig(Checked):
-    """One folder of pictures (LongCatDataset)."""
-
-    id: str = option("dataset", "A name for this dataset, shown in reports.")
-    instance_data_dir: str = option(
-        "",
-        "The folder of pictures: a subfolder of ComfyUI's input or datasets folder, or an absolute path inside"
-        " the folders that the server's owner allows (LONGCAT_DATA_ROOTS).",
-    )
-    dataset_type: str = option(
-        "image",
-        "image: pictures to learn; conditioning: reference pictures for them.",
-        choices=("image", "conditioning"),
-    )
-    caption_strategy: str = option(
-        "textfile",
-        "Where captions and instructions come from. textfile: a .txt of the picture's name; filename: the name itself;"
-        " instanceprompt: instance_prompt for all; json, csv: one table in the folder (or a .json of the picture's"
-        " name); none: no captions (references).",
-        choices=("textfile", "filename", "instanceprompt", "json", "csv", "none"),
-    )
-    resolution: str = option(
-        "768",
-        "Size of the pictures (guide: 768 or 1024): one number, or several with commas (512,1024: every picture at"
-        " each). Or WIDTHxHEIGHT sizes (1024x1024,1344x768): of those of about one area each picture gets the nearest.",
-    )
-    aspect_bucket_alignment: int = option(
-        BUCKET_ALIGNMENT,
-        "Px; bucket sides are multiples of this. Keep 64, the grid the model was trained on.",
-        low=64,
-        high=512,
-        step=64,
-        advanced=True,
-    )
-    repeats: int = option(
-        0, "How many more times each picture is seen per epoch (0: once).", low=0, high=10_000, step=1, advanced=True
-    )
-
-    instance_prompt: str = option("", "The one caption of all pictures; for caption_strategy instanceprompt.")
-    resolution_type: str = option(
-        "pixel_area",
-        "What a number in resolution means. pixel_area: px, side of the square of equal area; pixel: px, the shorter"
-        " side; area: megapixels (1 is 1024x1024).",
-        choices=("pixel_area", "pixel", "area"),
-        advanced=True,
-    )
-    crop_style: str = option(
-        "center",
-        "Which part stays where a picture is cropped: the middle, the top left corner, or a part drawn by chance, the"
-        " same each time for a file name. A reference is cropped like its target.",
-        choices=("center", "corner", "random"),
-        advanced=True,
-    )
-    crop_aspect: str = option(
-        "preserve",
-        "preserve: each picture gets the bucket nearest to its own aspect; square: all are cropped to squares.",
-        choices=("preserve", "square"),
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_multiple("DatasetConfig.aspect_bucket_alignment", self.aspect_bucket_alignment, BUCKET_ALIGNMENT)
-        entries = parse_resolutions(self.resolution, self.resolution_type, "DatasetConfig.resolution")
-        oblong = [entry for entry in entries if isinstance(entry, tuple) and entry[0] != entry[1]]
-        if self.crop_aspect == "square" and oblong:
-            raise ConfigError(
-                f"DatasetConfig.crop_aspect is 'square', but resolution holds {oblong[0][0]}x{oblong[0][1]}. Set"
-                " crop_aspect to 'preserve', or give square sizes."
-            )
-        if self.caption_strategy == "instanceprompt" and not self.instance_prompt.strip():
-            raise ConfigError(
-                "DatasetConfig.instance_prompt is empty; caption_strategy 'instanceprompt' needs it. Write the caption"
-                " of all pictures there, or choose another caption_strategy."
-            )
 
 
 @dataclass(kw_only=True, frozen=True)

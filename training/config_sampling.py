@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .data.video_buckets import FRAME_STEP, check_frames
 from .errors import ConfigError
 from .options import LARGEST_INT, Checked, option
-from .sizes import PIXELS_PER_TOKEN, check_multiple
+from .sizes import FRAME_STEP, PIXELS_PER_TOKEN, check_frames, check_multiple
 
 
 @dataclass(kw_only=True, frozen=True)

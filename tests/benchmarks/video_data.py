@@ -68,7 +68,7 @@ def measure(source: Path) -> float:
     """GiB above the imports."""
     import av  # noqa: F401
     import torch
-    from comfyui_longcat.training.data.clips import ClipConfig, read_clip
+    from comfyui_longcat.training.data.clips import exact_rate, read_clip
     from comfyui_longcat.training.data.video_files import probe_video
     from PIL import Image  # noqa: F401
 
@@ -78,7 +78,7 @@ def measure(source: Path) -> float:
     start = time.perf_counter()
     info = probe_video(source)
     probing, probed = peak_gib() - imports, time.perf_counter()
-    available = info.frames_at(ClipConfig().rate)
+    available = info.frames_at(exact_rate(FPS))
     pixels = read_clip(source, available - FRAMES, FRAMES, FPS, SIZE)
     used, seconds = peak_gib() - imports, time.perf_counter()
     own = pixels.numel() * pixels.element_size() / 2**30

@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from comfyui_longcat.training.data.clips import Clip, ClipConfig, choose_clips, iterate_pictures, read_clip
+from comfyui_longcat.training.config_dataset import ClipConfig
+from comfyui_longcat.training.data.clips import Clip, choose_clips, iterate_pictures, read_clip
 from comfyui_longcat.training.data.media import to_pixels
 from comfyui_longcat.training.data.video_files import VideoInfo, probe_video
 from comfyui_longcat.training.errors import ConfigError, DataError
@@ -100,12 +101,12 @@ def test_a_start_frame_is_cropped_like_its_clip(tmp_path, crop):
     ],
 )
 def test_where_clips_lie(extraction, available, starts):
-    clips = choose_clips(video(available), ClipConfig(extraction=extraction), "a")
+    clips = choose_clips(video(available), ClipConfig(clip_extraction=extraction), "a")
     assert clips == tuple(Clip(start=start, frames=93, fps=15.0) for start in starts)
 
 
 def test_random_clips_stay_inside_and_in_their_place():
-    config = ClipConfig(num_frames=9, extraction="random")
+    config = ClipConfig(num_frames=9, clip_extraction="random")
     starts = [choose_clips(video(19), config, f"video {n}")[0].start for n in range(200)]
     assert set(starts) == set(range(11))
     assert starts == [choose_clips(video(19), config, f"video {n}")[0].start for n in range(200)]
@@ -125,7 +126,7 @@ def test_frames_of_a_fast_video_are_counted_at_the_trained_rate():
     assert choose_clips(video(186, fps=30), ClipConfig(), "a") != ()
 
 
-@pytest.mark.parametrize("settings", [{"num_frames": 92}, {"frame_rate": 0.0}, {"extraction": "last"}])
+@pytest.mark.parametrize("settings", [{"num_frames": 92}, {"fps": 0.0}, {"clip_extraction": "last"}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         ClipConfig(**settings)

@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 from comfyui_longcat.training.config import DatasetConfig
-from comfyui_longcat.training.data.clips import ClipConfig
 from comfyui_longcat.training.data.video_sets import scan_videos
 from comfyui_longcat.training.errors import DataError
 from comfyui_longcat.training.tiny.clips_world import draw_clips, draw_example_clips, write_video
 from PIL import Image
 
-SHORT = ClipConfig(num_frames=9)
-
 
 def dataset(folder: Path, **settings) -> DatasetConfig:
-    return DatasetConfig(**{"id": folder.name, "instance_data_dir": str(folder), "resolution": "64", **settings})
+    values = {"dataset_type": "video", "resolution": "64", "num_frames": 9, **settings}
+    return DatasetConfig(id=folder.name, instance_data_dir=str(folder), **values)
 
 
 @pytest.fixture
@@ -24,14 +22,15 @@ def drawn(tmp_path) -> tuple[Path, Path]:
     return clips, starts
 
 
-def both(drawn, config=SHORT):
+def both(drawn, **settings):
     clips, starts = drawn
-    return scan_videos(dataset(clips), config, dataset(starts, caption_strategy="none"))
+    frames = dataset(starts, dataset_type="conditioning", caption_strategy="none")
+    return scan_videos(dataset(clips, **settings), frames)
 
 
-def faults_of(drawn, config=SHORT) -> str:
+def faults_of(drawn, **settings) -> str:
     with pytest.raises(DataError) as caught:
-        both(drawn, config)
+        both(drawn, **settings)
     return str(caught.value)
 
 
@@ -46,13 +45,13 @@ def test_clips_are_paired_with_their_start_frames(drawn):
 
 
 def test_without_start_frames_there_are_no_references(drawn):
-    records = scan_videos(dataset(drawn[0]), SHORT).records
+    records = scan_videos(dataset(drawn[0])).records
     assert len(records) == 4 and all(record.references == () for record in records)
 
 
 def test_several_clips_of_a_video_and_repeats(drawn):
-    config = dataset(drawn[0], repeats=2)
-    records = scan_videos(config, ClipConfig(num_frames=1, extraction="multiple")).records
+    config = dataset(drawn[0], repeats=2, num_frames=1, clip_extraction="multiple")
+    records = scan_videos(config).records
     assert [record.clip.start for record in records[:9]] == list(range(9))
     assert len(records) == 4 * 9 and {record.repeats for record in records} == {2}
 
@@ -62,8 +61,8 @@ def test_sizes_by_hand_and_random_crops_reach_the_records(tmp_path):
     folder.mkdir()
     write_video(folder / "a.mp4", [Image.new("RGB", (192, 108))] * 5, 15)
     (folder / "a.txt").write_text("a black screen", encoding="utf-8")
-    config = dataset(folder, resolution="832x480", crop_style="random")
-    (record,) = scan_videos(config, ClipConfig(num_frames=5)).records
+    config = dataset(folder, resolution="832x480", crop_style="random", num_frames=5)
+    (record,) = scan_videos(config).records
     assert record.bucket == (832, 480)
     assert record.crop != (0.5, 0.5)
 
@@ -75,7 +74,7 @@ def test_folders_of_pictures_are_videos(tmp_path):
     for number, picture in enumerate(draw_clips(1)[0][1]):
         picture.save(folder / "take.1" / f"{number}.png")
     (folder / "take.1.txt").write_text("a shape", encoding="utf-8")
-    (record,) = scan_videos(dataset(folder), SHORT).records
+    (record,) = scan_videos(dataset(folder)).records
     assert (record.name, record.caption, record.clip.frames) == ("take.1", "a shape", 9)
 
 
@@ -99,13 +98,13 @@ def test_only_the_first_ten_are_named(tmp_path):
     folder = tmp_path / "many"
     draw_example_clips(folder, tmp_path / "starts", count=12, size=16, frames=5)
     with pytest.raises(DataError, match=r"12 of 12 videos are too short.* \(5 of 9\) and 2 more\. Remove them"):
-        scan_videos(dataset(folder), SHORT)
+        scan_videos(dataset(folder))
 
 
 @pytest.mark.parametrize("extraction", ["middle", "random", "multiple"])
 def test_start_frames_need_the_first_clip(drawn, extraction):
-    message = faults_of(drawn, ClipConfig(num_frames=5, extraction=extraction))
-    assert f"extraction '{extraction}'" in message and "Choose first" in message
+    message = faults_of(drawn, num_frames=5, clip_extraction=extraction)
+    assert f"clip_extraction '{extraction}'" in message and "Choose first" in message
 
 
 def test_one_folder_for_both_is_refused(drawn):
@@ -114,10 +113,10 @@ def test_one_folder_for_both_is_refused(drawn):
 
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"videos folder .*nowhere' does not exist"):
-        scan_videos(dataset(tmp_path / "nowhere"), SHORT)
+        scan_videos(dataset(tmp_path / "nowhere"))
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match=r"holds no videos \(looked for .mp4.* It has 1 sub-folders without pictures"):
-        scan_videos(dataset(tmp_path), SHORT)
+        scan_videos(dataset(tmp_path))
     draw_example_clips(tmp_path / "clips", tmp_path / "starts", count=1)
     (tmp_path / "none").mkdir()
     assert "holds no pictures" in faults_of((tmp_path / "clips", tmp_path / "none"))
@@ -125,7 +124,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 
 def test_videos_without_captions_are_refused(drawn):
     with pytest.raises(DataError, match="caption_strategy 'none'"):
-        scan_videos(dataset(drawn[0], caption_strategy="none"), SHORT)
+        scan_videos(dataset(drawn[0], caption_strategy="none"))
 
 
 def test_warns_of_slow_videos_and_of_other_aspects(drawn):

@@ -11,84 +11,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config_dataset import FRAME_RATE, ClipConfig
 from ..errors import DataError
 from ..files import sha256_of_json
-from ..options import Checked, option
 from ..sizes import Size
 from .media import CENTRE, to_pixels
-from .video_buckets import FRAME_STEP, check_frames, clip_frames
+from .video_buckets import clip_frames
 from .video_files import OVERHANG, TimedFrame, VideoInfo, read_frames
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-FRAME_RATE = 15.0
-"""Frames per second that the base stage makes (official: run_demo_text_to_video.py)."""
-
 LARGEST_DENOMINATOR = 1001
 """Of the rates in use: 30000/1001 is 29.97."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class ClipConfig(Checked):
-    """Which clips are taken from the videos of a dataset. Names as in SimpleTuner's `video` section."""
-
-    num_frames: int = option(
-        93, "Frames of a clip (guide: 93, 6.2 s); (frames - 1) must be a multiple of 4.", low=1, high=1001, step=4
-    )
-    min_frames: int = option(
-        0,
-        "With bucket_strategy resolution_frames: the fewest frames that a shorter video may be cut down to. 0:"
-        " num_frames, so shorter videos are refused.",
-        low=0,
-        high=1001,
-        step=1,
-    )
-    frame_rate: float = option(
-        FRAME_RATE,
-        "Frames per second that the clips are taken at. The model draws 15 per second, so 15 keeps movements at their"
-        " speed.",
-        low=1.0,
-        high=120.0,
-        step=0.01,
-    )
-    extraction: str = option(
-        "first",
-        "Where in a video its clip lies. first: at its beginning; middle; random: anywhere, the same place every time;"
-        " multiple: as many clips as fit, one after another.",
-        choices=("first", "middle", "random", "multiple"),
-    )
-    bucket_strategy: str = option(
-        "aspect_ratio",
-        "aspect_ratio: every clip has num_frames. resolution_frames: a shorter video gives a shorter clip, of"
-        " min_frames at least, in a bucket of its own length.",
-        choices=("aspect_ratio", "resolution_frames"),
-    )
-    frame_interval: int = option(
-        FRAME_STEP,
-        "Shorter clips are cut down to a multiple of this, plus one; a coarser step makes fewer buckets.",
-        low=4,
-        high=1000,
-        step=4,
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_frames("ClipConfig.num_frames", self.num_frames)
-
-    @property
-    def rate(self) -> Fraction:
-        """`frame_rate`, exact."""
-        return exact_rate(self.frame_rate)
-
-    @property
-    def least_frames(self) -> int:
-        """Fewer frames than these make a video too short."""
-        if self.bucket_strategy == "aspect_ratio":
-            return self.num_frames
-        return min(self.min_frames, self.num_frames) or self.num_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +47,12 @@ def choose_clips(info: VideoInfo, config: ClipConfig, seed: str) -> tuple[Clip, 
     Args:
         seed: tells a random place apart from those in other videos; equal seeds give equal places.
     """
-    available = info.frames_at(config.rate)
+    available = info.frames_at(exact_rate(config.fps))
     frames = clip_frames(available, config.num_frames, config.least_frames, config.frame_interval)
     if not frames:
         return ()
-    starts = _starts(available, frames, config.extraction, seed)
-    return tuple(Clip(start=start, frames=frames, fps=config.frame_rate) for start in starts)
+    starts = _starts(available, frames, config.clip_extraction, seed)
+    return tuple(Clip(start=start, frames=frames, fps=config.fps) for start in starts)
 
 
 def read_clip(
@@ -205,4 +141,4 @@ def _starts(available: int, frames: int, extraction: str, seed: str) -> Iterable
         return (int(sha256_of_json({"clip of": seed}), 16) % (spare + 1),)
     if extraction == "multiple":
         return range(0, spare + 1, frames)
-    raise DataError(f"extraction is {extraction!r}; it must be first, middle, random or multiple.")
+    raise DataError(f"clip_extraction is {extraction!r}; it must be first, middle, random or multiple.")

@@ -10,11 +10,12 @@ from pathlib import Path
 from ..config import DatasetConfig
 from ..errors import DataError
 from .captions import missing_faults, nameless_warnings, read_captions
-from .clips import Clip, ClipConfig, choose_clips
+from .clips import Clip, choose_clips, exact_rate
 from .folder import (
     PictureFolder,
     duplicate_faults,
     empty_faults,
+    folder_faults,
     listed,
     read_sizes,
     refuse,
@@ -40,26 +41,31 @@ class ClipRecord(Record):
     """A clip: `target` is its video, `references` its start frame if there is a set of them."""
 
     clip: Clip
+    video: VideoInfo
+    """What it is taken from."""
+    is_i2v: bool
+    """Learns to go on from its first frame: that of `references`, or its own."""
 
 
-def scan_videos(config: DatasetConfig, clips: ClipConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
+def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
     """The clips of a captioned folder of videos, each with the start frame of its stem.
 
     Without `start_frames` a clip's own first frame starts it, which its latents hold already: the VAE is causal, so
     that the first latent frame is that of the first frame alone.
 
     Args:
-        config: instance_data_dir is an absolute path; holds video files, and folders of pictures as videos.
-        start_frames: a folder of pictures; they get bucket and crop of their clips.
+        config: dataset_type "video"; instance_data_dir is an absolute path and holds video files, and folders of
+            pictures as videos.
+        start_frames: dataset_type "conditioning"; a folder of pictures, which get bucket and crop of their clips.
 
     Raises:
         DataError: lists everything that is wrong, with counts, names and remedies.
     """
-    refuse(HEADLINE, _setting_faults(config, clips, start_frames))
+    refuse(HEADLINE, _setting_faults(config, start_frames))
     folder = scan_video_folder(config)
     refuse(HEADLINE, _empty_faults(folder))
     captions = read_captions(folder)
-    infos, chosen, faults = _read_clips(folder, clips)
+    infos, chosen, faults = _read_clips(folder)
     missing = [name for name in folder.names if name not in captions.by_name]
     faults = [
         *duplicate_faults(folder.role, folder.path, folder.duplicates),
@@ -73,8 +79,12 @@ def scan_videos(config: DatasetConfig, clips: ClipConfig, start_frames: DatasetC
     records = records_of(folder, sizes, captions.by_name, starts)
     return TrainingSet(
         sources=(Source(targets=config, references=start_frames),),
-        records=tuple(_with_clip(record, clip) for record in records for clip in chosen[record.name]),
-        warnings=(*nameless_warnings(folder), *_rate_warnings(folder, infos, clips), *warnings),
+        records=tuple(
+            _with_clip(record, clip, infos[record.name], config.is_i2v)
+            for record in records
+            for clip in chosen[record.name]
+        ),
+        warnings=(*nameless_warnings(folder), *_rate_warnings(folder, infos), *warnings),
     )
 
 
@@ -107,13 +117,10 @@ def scan_video_folder(config: DatasetConfig) -> PictureFolder:
     )
 
 
-def _setting_faults(config: DatasetConfig, clips: ClipConfig, start_frames: DatasetConfig | None) -> list[str]:
-    given = [("videos", config)] + ([("start frames", start_frames)] if start_frames else [])
-    faults = [
-        f"The {role} folder {each.instance_data_dir!r} does not exist. Create it, or correct instance_data_dir."
-        for role, each in given
-        if not Path(each.instance_data_dir).is_dir()
-    ]
+def _setting_faults(config: DatasetConfig, start_frames: DatasetConfig | None) -> list[str]:
+    faults = folder_faults("videos", config, "video")
+    if start_frames is not None:
+        faults += folder_faults("start frames", start_frames, "conditioning")
     if config.caption_strategy == "none":
         faults.append(
             f"Dataset {config.id!r} has caption_strategy 'none'; videos to learn need captions. Choose textfile,"
@@ -121,11 +128,11 @@ def _setting_faults(config: DatasetConfig, clips: ClipConfig, start_frames: Data
         )
     if start_frames is None or faults:
         return faults
-    if clips.extraction != "first":
+    if config.clip_extraction != "first":
         faults.append(
-            f"There are start frames (dataset {start_frames.id!r}), and the clips are taken with extraction"
-            f" {clips.extraction!r}; a start frame shows where its video begins. Choose first, or connect no start"
-            " frames: then each clip starts with its own first frame."
+            f"There are start frames (dataset {start_frames.id!r}), and the clips are taken with clip_extraction"
+            f" {config.clip_extraction!r}; a start frame shows where its video begins. Choose first, or connect no"
+            " start frames: then each clip starts with its own first frame."
         )
     if os.path.samefile(config.instance_data_dir, start_frames.instance_data_dir):
         faults.append(
@@ -145,10 +152,9 @@ def _empty_faults(folder: PictureFolder) -> list[str]:
     ]
 
 
-def _read_clips(
-    folder: PictureFolder, config: ClipConfig
-) -> tuple[dict[str, VideoInfo], dict[str, tuple[Clip, ...]], list[str]]:
+def _read_clips(folder: PictureFolder) -> tuple[dict[str, VideoInfo], dict[str, tuple[Clip, ...]], list[str]]:
     """By stem what each video is and its clips, and the faults."""
+    config = folder.config
     infos, clips, broken, short = {}, {}, [], []
     for name in folder.names:
         path = folder.pictures[name]
@@ -157,14 +163,14 @@ def _read_clips(
         except DataError as error:
             broken.append(str(error))
             continue
-        clips[name] = choose_clips(info, config, f"{folder.config.id} {name}")
+        clips[name] = choose_clips(info, config, f"{config.id} {name}")
         if not clips[name]:
-            short.append(f"{path.name} ({info.frames_at(config.rate)} of {config.least_frames})")
+            short.append(f"{path.name} ({info.frames_at(exact_rate(config.fps))} of {config.least_frames})")
     faults = listed(f"{len(broken)} of {len(folder.pictures)} videos cannot be read", broken)
     if short:
         fewer = "; or choose bucket_strategy resolution_frames with fewer min_frames"
         faults.append(
-            f"{len(short)} of {len(folder.pictures)} videos are too short, in frames at {config.frame_rate:g} per"
+            f"{len(short)} of {len(folder.pictures)} videos are too short, in frames at {config.fps:g} per"
             f" second: {shown(short)}. Remove them, or lower num_frames{fewer}."
         )
     return infos, clips, faults
@@ -205,22 +211,22 @@ def _aspect_error(size: tuple[int, int], other: tuple[int, int]) -> float:
     return max(ratio, 1 / ratio)
 
 
-def _rate_warnings(folder: PictureFolder, infos: Mapping[str, VideoInfo], clips: ClipConfig) -> list[str]:
+def _rate_warnings(folder: PictureFolder, infos: Mapping[str, VideoInfo]) -> list[str]:
     slow = [
         f"{folder.pictures[name].name} ({float(info.fps):.2f})"
         for name, info in infos.items()
         # A rate that is rounded in the container is no slower one.
-        if info.fps is not None and info.fps < 0.95 * clips.frame_rate
+        if info.fps is not None and info.fps < 0.95 * folder.config.fps
     ]
     if not slow:
         return []
     return [
-        f"{len(slow)} of {len(infos)} videos have fewer frames per second than the {clips.frame_rate:g} that are"
-        f" trained, so frames of theirs occur twice in a clip: {shown(slow)}. Remove them, or lower frame_rate."
+        f"{len(slow)} of {len(infos)} videos have fewer frames per second than the {folder.config.fps:g} that are"
+        f" trained, so frames of theirs occur twice in a clip: {shown(slow)}. Remove them, or lower fps."
     ]
 
 
-def _with_clip(record: Record, clip: Clip) -> ClipRecord:
+def _with_clip(record: Record, clip: Clip, video: VideoInfo, is_i2v: bool) -> ClipRecord:
     return ClipRecord(
         name=record.name,
         target=record.target,
@@ -230,4 +236,6 @@ def _with_clip(record: Record, clip: Clip) -> ClipRecord:
         crop=record.crop,
         repeats=record.repeats,
         clip=clip,
+        video=video,
+        is_i2v=is_i2v or bool(record.references),
     )
