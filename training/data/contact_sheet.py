@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .clips import iterate_pictures
 from .media import crop_to, read_image
-from .records import Record, TrainingSet
+from .records import ClipRecord, Record, TrainingSet
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -59,28 +60,52 @@ WORD_OR_CHARACTER = re.compile(r"\s+|[^\s\u2e80-\uffff]+|[\u2e80-\uffff]")
 def contact_sheet(dataset: TrainingSet, limit: int = 12) -> Image.Image:
     """The first `limit` records as rows reference | target | instruction, cropped as they will be trained.
 
-    Without references there is no column for them; a single row without one begins with an empty place.
+    Without references there is no column for them; a single row without one begins with an empty place. Clips have rows
+    start | middle | last frame | caption, where a start frame of its own stands for the clip's first one.
 
     Raises:
-        DataError: a picture cannot be read; names it.
+        DataError: a picture or video cannot be read; names it.
     """
     records = dataset.records[:limit]
-    paired = any(record.references for record in dataset.records)
-    what, titles = ("pairs", ("reference", "target", "instruction")) if paired else ("pictures", ("picture", "caption"))
+    what, titles = _columns_of(dataset)
     total = len(dataset.records)
     count = f"{total} {what}" if len(records) == total else f"the first {len(records)} of {total} {what}"
-    captions = [f"{r.name} ({r.bucket[0]}x{r.bucket[1]})\n{r.caption}" for r in records]
-    rows = [_pictures_of(record, paired) for record in records]
+    captions = [f"{r.name} ({_size_of(r)})\n{r.caption}" for r in records]
+    rows = [_pictures_of(record, len(titles) - 1) for record in records]
     return image_grid(rows, (*titles[:-1], f"{titles[-1]} ({count})"), captions)
 
 
-def _pictures_of(record: Record, paired: bool) -> list[Image.Image]:
+def _columns_of(dataset: TrainingSet) -> tuple[str, tuple[str, ...]]:
+    """(what the records are called, titles of the columns)"""
+    if any(isinstance(record, ClipRecord) for record in dataset.records):
+        return "clips", ("start", "middle", "last frame", "caption")
+    if any(record.references for record in dataset.records):
+        return "pairs", ("reference", "target", "instruction")
+    return "pictures", ("picture", "caption")
+
+
+def _size_of(record: Record) -> str:
+    return str(record.shape) if isinstance(record, ClipRecord) else f"{record.bucket[0]}x{record.bucket[1]}"
+
+
+def _pictures_of(record: Record, columns: int) -> list[Image.Image]:
+    """As many as there are columns for pictures, empty places first."""
     from PIL import Image
 
-    paths = (*record.references, record.target)
-    pictures = [crop_to(read_image(path), record.bucket, record.crop) for path in paths]
-    missing = [Image.new("RGB", record.bucket, PAPER)] if paired and not record.references else []
-    return [*missing, *pictures]
+    if isinstance(record, ClipRecord):
+        found = _frames_of(record)
+    else:
+        found = [read_image(path) for path in (*record.references, record.target)]
+    pictures = [crop_to(picture, record.bucket, record.crop) for picture in found]
+    return [Image.new("RGB", record.bucket, PAPER)] * (columns - len(pictures)) + pictures
+
+
+def _frames_of(record: ClipRecord) -> list[Image.Image]:
+    """Start, middle and last frame of a clip, in their own size."""
+    clip = record.clip
+    places = [clip.start, clip.start + clip.frames // 2, clip.start + clip.frames - 1]
+    frames = [next(iterate_pictures(record.target, place, 1, clip.fps)) for place in places]
+    return [*map(read_image, record.references), *frames[len(record.references) :]]
 
 
 def image_grid(

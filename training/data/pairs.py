@@ -29,17 +29,24 @@ HEADLINE = "The two folders cannot be paired"
 def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
     """Matches each target with the reference and the instruction of exactly the same stem, in natural order.
 
+    Targets that are videos have start frames for references, see `video_sets.scan_videos`. Of pictures:
+
     The two pictures may have different suffixes. Read are the folders' own files: not hidden ones, not sub-folders,
     nothing that is no picture. Buckets, crop and repeats come from the target's size and settings. A caption among the
     references replaces the target's, as in SimpleTuner, with a warning.
 
     Args:
-        targets: dataset_type "image"; instance_data_dir is an absolute path.
+        targets: dataset_type "image" or "video"; instance_data_dir is an absolute path.
         references: dataset_type "conditioning"; instance_data_dir is an absolute path.
 
     Raises:
         DataError: lists everything that is wrong, with counts, names and remedies.
     """
+    if targets.dataset_type == "video":
+        # Here, as it makes use of this module.
+        from .video_sets import scan_videos
+
+        return scan_videos(targets, references)
     refuse(HEADLINE, _role_faults(targets, references))
     left, right = scan_folder("targets", targets), scan_folder("references", references)
     faults = empty_faults(left) + empty_faults(right)

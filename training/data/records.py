@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DatasetConfig
+from .clips import Clip
+from .video_buckets import VideoBucket
+from .video_files import VideoInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,22 @@ class Record:
     """Shares of what is cropped off that fall to the left and to the top, of target and reference alike."""
     repeats: int = 0
     """How many more times it is seen per epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord(Record):
+    """A clip: `target` is its video, `references` its start frame if there is a set of them."""
+
+    clip: Clip
+    video: VideoInfo
+    """What it is taken from."""
+    is_i2v: bool
+    """Learns to go on from its first frame: that of `references`, or its own."""
+
+    @property
+    def shape(self) -> VideoBucket:
+        """Clips of one shape can be batched."""
+        return VideoBucket(*self.bucket, self.clip.frames)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,21 +13,28 @@ from ..sizes import Size
 from .buckets import bucket_choices, nearest_bucket
 from .captions import missing_faults, nameless_warnings, read_captions
 from .folder import PictureFolder, duplicate_faults, empty_faults, folder_faults, read_sizes, refuse, scan_folder
-from .records import Record, Source, TrainingSet
+from .records import ClipRecord, Record, Source, TrainingSet
+from .video_buckets import VideoBucket
+from .video_files import VideoInfo
 
 CROP_STEPS = 1000
 """A random crop's place is one of this many, so that it has a short exact name."""
 
 
 def scan_dataset(config: DatasetConfig) -> TrainingSet:
-    """One captioned folder, for text-to-image.
+    """One captioned folder, of pictures for text-to-image or of videos.
 
     Args:
-        config: dataset_type "image", any caption_strategy but none; instance_data_dir is an absolute path.
+        config: dataset_type "image" or "video", any caption_strategy but none; instance_data_dir is an absolute path.
 
     Raises:
         DataError: lists everything that is wrong, with counts, names and remedies.
     """
+    if config.dataset_type == "video":
+        # Here, as it makes use of this module.
+        from .video_sets import scan_videos
+
+        return scan_videos(config)
     faults = folder_faults("pictures", config, "image")
     if config.caption_strategy == "none":
         faults.append(
@@ -106,18 +113,53 @@ def records_of(
 
 
 def describe(dataset: TrainingSet) -> str:
-    """For reports: how many records, in which buckets, and the warnings."""
+    """For reports: how many records, in which buckets, what videos they come from, and the warnings."""
     records = dataset.records
-    buckets = Counter(record.bucket for record in records)
-    what = "pairs" if all(record.references for record in records) else "pictures"
+    clips = [record for record in records if isinstance(record, ClipRecord)]
+    shapes = Counter(record.shape if isinstance(record, ClipRecord) else record.bucket for record in records)
     names = len({record.target for record in records})
     at = f" of {names} files" if names < len(records) else ""
     seen = sum(1 + record.repeats for record in records)
     often = f", {seen} samples an epoch with their repeats" if seen > len(records) else ""
-    lines = [f"{len(records)} {what}{at} in {len(buckets)} bucket{'s' if len(buckets) > 1 else ''}{often}:"]
-    lines += [f"  {width}x{height}: {count}" for (width, height), count in sorted(buckets.items())]
+    what = f"{len(records)} {_kind_of(records, clips)}{at}"
+    lines = [f"{what} in {len(shapes)} bucket{'s' if len(shapes) > 1 else ''}{often}:"]
+    lines += [f"  {_shape_text(shape)}: {count}" for shape, count in sorted(shapes.items())]
+    lines += _about_videos(clips)
     lines += [f"Warning: {warning}" for warning in dataset.warnings]
     return "\n".join(lines)
+
+
+def _shape_text(shape: Size | VideoBucket) -> str:
+    return str(shape) if isinstance(shape, VideoBucket) else f"{shape[0]}x{shape[1]}"
+
+
+def _kind_of(records: Sequence[Record], clips: Sequence[ClipRecord]) -> str:
+    if clips:
+        return "clips" if len(clips) == len(records) else "clips and pictures"
+    return "pairs" if all(record.references for record in records) else "pictures"
+
+
+def _about_videos(clips: Sequence[ClipRecord]) -> list[str]:
+    """Their own rates and lengths, and what is made of them."""
+    if not clips:
+        return []
+    videos = {clip.target: clip.video for clip in clips}
+    rates = Counter(_rate_text(video) for video in videos.values())
+    lengths = sorted(video.frames for video in videos.values())
+    taken = ", ".join(f"{fps:g}" for fps in sorted({clip.clip.fps for clip in clips}))
+    own = ", ".join(f"{count} {rate}" for rate, count in sorted(rates.items()))
+    lines = [f"Videos: {own}; {lengths[0]} to {lengths[-1]} frames. Clips are taken at {taken} per second."]
+    from_set = sum(bool(clip.references) for clip in clips)
+    from_own = sum(clip.is_i2v for clip in clips) - from_set
+    if from_set:
+        lines.append(f"Image-to-video: {from_set} clips go on from a start frame of the other folder.")
+    if from_own:
+        lines.append(f"Image-to-video: {from_own} clips go on from their own first frame.")
+    return lines
+
+
+def _rate_text(video: VideoInfo) -> str:
+    return "of single pictures" if video.fps is None else f"at {float(round(video.fps, 2)):g} frames per second"
 
 
 def _crop_of(config: DatasetConfig, name: str) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DatasetConfig
@@ -26,7 +25,7 @@ from .folder import (
 )
 from .media import IMAGE_SUFFIXES
 from .pairs import _without_partner
-from .records import Record, Source, TrainingSet
+from .records import ClipRecord, Record, Source, TrainingSet
 from .sets import records_of
 from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
 
@@ -34,17 +33,6 @@ HEADLINE = "The videos cannot be used"
 
 LARGEST_ASPECT_ERROR = 1.02
 """Between the aspects of a clip and its start frame; more than that, and the crop shows another part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRecord(Record):
-    """A clip: `target` is its video, `references` its start frame if there is a set of them."""
-
-    clip: Clip
-    video: VideoInfo
-    """What it is taken from."""
-    is_i2v: bool
-    """Learns to go on from its first frame: that of `references`, or its own."""
 
 
 def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
