@@ -49,7 +49,7 @@ class ComfyHost:
 
     def __init__(self) -> None:
         self._callbacks: ComfyCallbacks | None = None
-        self._previewer: Any = None
+        self._previewers: dict[int, Any] = {}
 
     def device(self) -> torch.device:
         import comfy.model_management
@@ -111,10 +111,14 @@ class ComfyHost:
         import comfy.latent_formats
         import latent_preview
 
-        if self._previewer is None:
-            # LongCat-Image has the latents of Flux, so ComfyUI's own preview settings and decoders fit.
-            self._previewer = latent_preview.get_previewer(latents.device, comfy.latent_formats.Flux())
-        return self._previewer.decode_latent_to_preview(latents) if self._previewer else None
+        if latents.ndim not in self._previewers:
+            # LongCat-Image has the latents of Flux, LongCat-Video (with a frame axis) those of Wan 2.1, so ComfyUI's
+            # own preview settings and decoders fit.
+            formats = comfy.latent_formats
+            latent_format = formats.Wan21() if latents.ndim == 5 else formats.Flux()
+            self._previewers[latents.ndim] = latent_preview.get_previewer(latents.device, latent_format)
+        previewer = self._previewers[latents.ndim]
+        return previewer.decode_latent_to_preview(latents) if previewer else None
 
     @contextlib.contextmanager
     def heavy_work(self) -> Iterator[None]:

@@ -71,12 +71,13 @@ class EncodeEditPrompt:
 
 
 class LongCatEncodePrompt:
-    """Encodes the description of a picture."""
+    """Encodes the description of a picture or of a clip."""
 
     DISPLAY_NAME = "Encode LongCat Prompt"
     DESCRIPTION = (
-        "Encodes the description of a picture, in Chinese or English. The outputs are ComfyUI's own conditioning: they"
-        " fit LongCatSampleT2I, and core's KSampler with a native LongCat-Image model."
+        "Encodes the description of a picture or of a clip, in Chinese or English. The outputs are ComfyUI's own"
+        " conditioning. Those of a LongCat-Image model fit LongCatSampleT2I, and core's KSampler with a native"
+        " LongCat-Image model; those of LongCat-Video fit LongCatSampleT2V and SampleI2V."
     )
     CATEGORY = "LongCat/sampling"
     FUNCTION = "encode"
@@ -86,11 +87,11 @@ class LongCatEncodePrompt:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        quotes = " Text that shall be written in the picture goes between quotation marks."
+        quotes = " Text that shall be written in a picture goes between quotation marks."
         return {
             "required": {
-                "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes: flavour final, dev or tiny."),
-                "prompt": text(f"What the picture shows, in Chinese or English.{quotes}", multiline=True),
+                "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes; any but the edit flavours."),
+                "prompt": text(f"What the picture or clip shows, in Chinese or English.{quotes}", multiline=True),
                 "negative_prompt": text("What to avoid; may be empty.", multiline=True),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},

@@ -63,7 +63,8 @@ class Host(Protocol):
         ...
 
     def preview(self, latents: Tensor) -> Image | None:
-        """A quick picture of (normalised) latents [1, C, h, w]; None where nobody is looking."""
+        """A quick picture of (normalised) latents, of a picture [1, C, h, w] or of one frame of a clip [1, C, 1, h, w];
+        None where nobody is looking."""
         ...
 
     def heavy_work(self) -> contextlib.AbstractContextManager[None]:

@@ -63,6 +63,16 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().cpu()
 
 
+def clip_to_image(pixels: Tensor) -> Tensor:
+    """pixels [1, 3, F, H, W] in -1..1 of a clip -> IMAGE [F, H, W, 3]."""
+    return pixels_to_image(pixels[0].movedim(1, 0))
+
+
+def image_to_clip(image: Tensor) -> Tensor:
+    """IMAGE [F, H, W, 3 or 4], the frames of a clip -> pixels [1, 3, F, H, W] in -1..1; transparency is left out."""
+    return image[..., :3].float().cpu().mul(2).sub(1).permute(3, 0, 1, 2).unsqueeze(0).contiguous()
+
+
 def grey_image() -> Tensor:
     """IMAGE [1, 64, 64, 3] that stands for "there is none": an output must hold something."""
     import torch

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import SampleConfig, TextToImageConfig
+from ..training.config import SampleConfig, TextToImageConfig, VideoSampleConfig
 from ..training.models.handle import ModelHandle
 from .encode import Conditioning
 from .host import current_host
-from .types import LONGCAT_MODEL, socket, widgets
+from .types import LONGCAT_MODEL, Widget, socket, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..training.sampling.clip import ClipSample
     from ..training.sampling.picture import Conditioning as EncodedPrompt
     from ..training.sampling.picture import PictureSample
+
+VIDEO_SETTINGS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "seed", "distilled")
 
 
 class LongCatSampleEdit:
@@ -125,6 +128,117 @@ class LongCatSampleT2I:
         return _sample(sample_t2i, config, model, prompts, unique_id)
 
 
+class LongCatSampleT2V:
+    """Makes a clip from text."""
+
+    DISPLAY_NAME = "Sample T2V"
+    DESCRIPTION = (
+        "Samples a clip from text: Euler steps on the released model's own noise levels, CFG-zero* guidance, previews"
+        " of the clip's middle. Wire frames and fps into core's Create Video."
+    )
+    CATEGORY = "LongCat/sampling"
+    FUNCTION = "sample"
+    RETURN_TYPES = ("IMAGE", "LATENT", "FLOAT")
+    RETURN_NAMES = ("frames", "latent", "fps")
+    OUTPUT_TOOLTIPS = ("The clip's frames.", "Its latents, as core's VAE Decode takes them.", "Frames per second.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _video_inputs(), "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def sample(
+        self,
+        model: ModelHandle,
+        positive: Conditioning,
+        negative: Conditioning,
+        width: int,
+        height: int,
+        num_frames: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        distilled: bool,
+        unique_id: str | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
+        from .images import clip_to_image
+
+        config = VideoSampleConfig(
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            distilled=distilled,
+        )
+        prompts = _video_prompts("LongCatSampleT2V", positive, negative)
+        sample = _sample_clip(config, model, prompts, None, unique_id)
+        return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
+
+
+class SampleI2V:
+    """Makes a clip that begins with a picture."""
+
+    DISPLAY_NAME = "Sample I2V"
+    DESCRIPTION = (
+        "Samples a clip that begins with a picture, or goes on where another clip ends: Euler steps on the released"
+        " model's own noise levels, CFG-zero* guidance, previews of the clip's middle. The start stays as it is, bit"
+        " for bit in its latents. Wire frames and fps into core's Create Video."
+    )
+    CATEGORY = "LongCat/sampling"
+    FUNCTION = "sample"
+    RETURN_TYPES = ("IMAGE", "LATENT", "FLOAT")
+    RETURN_NAMES = ("frames", "latent", "fps")
+    OUTPUT_TOOLTIPS = (
+        "The clip's frames; after previous_frames, these too.",
+        "Latents of the sampled clip, as core's VAE Decode takes them.",
+        "Frames per second.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        start = "The picture that the clip begins with; resized to cover the clip's size, and cropped."
+        previous = (
+            "The frames of a clip to go on from, 13 or more: its last 13 take the place of start_frame, and it gives"
+            " the size."
+        )
+        return {
+            "required": _video_inputs() | {"start_frame": socket("IMAGE", start)},
+            "optional": {"previous_frames": socket("IMAGE", previous)},
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def sample(
+        self,
+        model: ModelHandle,
+        positive: Conditioning,
+        negative: Conditioning,
+        width: int,
+        height: int,
+        num_frames: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        distilled: bool,
+        start_frame: Tensor,
+        previous_frames: Tensor | None = None,
+        unique_id: str | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
+        config = VideoSampleConfig(
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            distilled=distilled,
+        )
+        start = _start(config, start_frame, previous_frames)
+        prompts = _video_prompts("SampleI2V", positive, negative)
+        sample = _sample_clip(config, model, prompts, start, unique_id)
+        return _with_previous(sample, previous_frames), {"samples": sample.raw_latents}, config.fps
+
+
 def _sample(
     sampler: Callable[..., PictureSample],
     config: SampleConfig,
@@ -138,6 +252,56 @@ def _sample(
     with host.heavy_work():
         sample = sampler(config, model, prompts, host.device(), host.callbacks(node_id), host.preview)
     return pixels_to_image(sample.pixels), {"samples": sample.raw_latents}
+
+
+def _video_inputs() -> dict[str, Widget]:
+    return {
+        "model": socket(LONGCAT_MODEL, "A LongCat-Video model, with LoRAs on top if you like."),
+        "positive": socket("CONDITIONING", "The prompt, from LongCatEncodePrompt."),
+        "negative": socket("CONDITIONING", "The negative prompt, from the same node."),
+        **widgets(VideoSampleConfig, *VIDEO_SETTINGS),
+    }
+
+
+def _video_prompts(node: str, positive: Conditioning, negative: Conditioning) -> tuple[EncodedPrompt, EncodedPrompt]:
+    return (
+        _encoded(f"{node}.positive", positive, "LongCatEncodePrompt"),
+        _encoded(f"{node}.negative", negative, "LongCatEncodePrompt"),
+    )
+
+
+def _start(config: VideoSampleConfig, start_frame: Tensor, previous_frames: Tensor | None) -> Tensor:
+    """Pixels that the clip begins with: [1, 3, H, W], or [1, 3, 13, H, W] of the clip before."""
+    from ..training.sampling.clip import start_pixels
+    from ..training.sampling.video import last_frames
+    from .images import image_to_clip, one_picture
+
+    if previous_frames is not None:
+        return last_frames(image_to_clip(previous_frames))
+    return start_pixels(config, one_picture(start_frame, "SampleI2V.start_frame"))
+
+
+def _with_previous(sample: ClipSample, previous_frames: Tensor | None) -> Tensor:
+    """IMAGE of the sampled clip, or of both clips as one."""
+    from ..training.sampling.video import joined
+    from .images import clip_to_image, image_to_clip
+
+    pixels = sample.pixels
+    return clip_to_image(pixels if previous_frames is None else joined(image_to_clip(previous_frames), pixels))
+
+
+def _sample_clip(
+    config: VideoSampleConfig,
+    model: ModelHandle,
+    prompts: tuple[EncodedPrompt, EncodedPrompt],
+    start: Tensor | None,
+    node_id: str | None,
+) -> ClipSample:
+    from ..training.sampling.clip import sample_clip
+
+    host = current_host()
+    with host.heavy_work():
+        return sample_clip(config, model, prompts, start, host.device(), host.callbacks(node_id), host.preview)
 
 
 def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPrompt:
@@ -166,4 +330,9 @@ def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPro
     return EncodedPrompt(prompt_embeds=prompt_embeds, raw_ref_latents=references[0] if references else None)
 
 
-NODES: dict[str, type] = {"LongCatSampleEdit": LongCatSampleEdit, "LongCatSampleT2I": LongCatSampleT2I}
+NODES: dict[str, type] = {
+    "LongCatSampleEdit": LongCatSampleEdit,
+    "LongCatSampleT2I": LongCatSampleT2I,
+    "LongCatSampleT2V": LongCatSampleT2V,
+    "SampleI2V": SampleI2V,
+}

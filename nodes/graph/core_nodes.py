@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ...training.errors import PathError
+from ...training.errors import ConfigError, PathError
 from ..host import current_host
 
 if TYPE_CHECKING:
@@ -119,7 +123,69 @@ class PreviewImage:
         return (images,)
 
 
-CORE_NODES: dict[str, type] = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage}
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """What travels as VIDEO: the frames and what to make of them."""
+
+    images: Tensor
+    """[F, H, W, 3], 0..1"""
+    frame_rate: Fraction
+    bit_depth: int
+
+
+class CreateVideo:
+    """Frames and a frame rate as VIDEO."""
+
+    CATEGORY = "video"
+    FUNCTION = "create"
+    RETURN_TYPES = ("VIDEO",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "fps": ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0}),
+            },
+            "optional": {
+                "audio": ("AUDIO",),
+                "bit_depth": ("INT", {"default": 8, "min": 8, "max": 10, "step": 2}),
+            },
+        }
+
+    def create(self, images: Tensor, fps: float, audio: None = None, bit_depth: int = 8) -> tuple[Video]:
+        """images: [F, H, W, 3], 0..1; no node here gives AUDIO"""
+        return (Video(images=images, frame_rate=Fraction(fps), bit_depth=bit_depth),)
+
+
+class SaveVideo:
+    """Writes `<filename_prefix>_00001_.mp4`, ... (H.264) into the output folder; never over an existing file."""
+
+    CATEGORY = "video"
+    FUNCTION = "save"
+    RETURN_TYPES = ("VIDEO",)
+    RETURN_NAMES = ("video",)
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "video": ("VIDEO",),
+                "filename_prefix": ("STRING", {"default": "video/ComfyUI"}),
+                "format": (["auto", "mp4"], {"default": "auto"}),
+                "codec": (["auto", "h264"], {"default": "auto"}),
+            }
+        }
+
+    def save(self, video: Video, filename_prefix: str, format: str, codec: str) -> tuple[Video]:
+        write_video(video, filename_prefix)
+        return (video,)
+
+
+CORE_NODES: dict[str, type] = {
+    node.__name__: node for node in (LoadImage, SaveImage, PreviewImage, CreateVideo, SaveVideo)
+}
 
 
 def write_pictures(images: Tensor, prefix: str) -> list[Path]:
@@ -131,6 +197,41 @@ def write_pictures(images: Tensor, prefix: str) -> list[Path]:
     """
     from PIL import Image
 
+    written = []
+    for image in images:
+        with _next_file(prefix, ".png") as (path, temporary):
+            Image.fromarray(_levels(image, 255)).save(temporary, format="PNG")
+        written.append(path)
+    return written
+
+
+def write_video(video: Video, prefix: str) -> Path:
+    """Writes `video` as core does, below the output folder under the next free number.
+
+    Raises:
+        ConfigError: a side is odd, which H.264's halved colour planes cannot have.
+        PathError: `prefix` leads out of the output folder.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    import av
+
+    height, width = video.images.shape[1:3]
+    if height % 2 or width % 2:
+        raise ConfigError(f"The video is {width}x{height} px; both sides must be even. Resize its frames.")
+    rgb, planes, most = ("rgb48le", "yuv420p10le", 65535) if video.bit_depth == 10 else ("rgb24", "yuv420p", 255)
+    with _next_file(prefix, ".mp4") as (path, temporary), av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=Fraction(round(video.frame_rate * 1000), 1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, planes
+        for image in video.images:
+            frame = av.VideoFrame.from_ndarray(_levels(image, most), format=rgb)
+            container.mux(stream.encode(frame.reformat(format=planes)))
+        container.mux(stream.encode())
+    return path
+
+
+@contextmanager
+def _next_file(prefix: str, suffix: str) -> Iterator[tuple[Path, Path]]:
+    """(the file under the next free number, a temporary one to be written in its place)."""
     from ...training.files import replacing
 
     folders = _folders()
@@ -138,23 +239,24 @@ def write_pictures(images: Tensor, prefix: str) -> list[Path]:
     target = (root / prefix).resolve()
     if not target.is_relative_to(root) or target == root:
         raise PathError(f"filename_prefix is {prefix!r}, which leads out of {root}. Use a name or a subfolder of it.")
-    first = _next_number(target)
-    written = []
-    for number, image in enumerate(images, start=first):
-        path = target.with_name(f"{target.name}_{number:05d}_.png")
-        # Cut off, not rounded: as core writes it, so that both write the same file.
-        pixels = (image.clamp(0, 1) * 255).to("cpu").byte().numpy()
-        with replacing(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG")
-        folders.wrote(path)
-        written.append(path)
-    return written
+    path = target.with_name(f"{target.name}_{_next_number(target, suffix):05d}_{suffix}")
+    with replacing(path) as temporary:
+        yield path, temporary
+    folders.wrote(path)
 
 
-def _next_number(target: Path) -> int:
-    pattern = re.compile(re.escape(target.name) + r"_(\d+)_\.png")
+def _next_number(target: Path, suffix: str) -> int:
+    pattern = re.compile(re.escape(target.name) + r"_(\d+)_" + re.escape(suffix))
     names = (path.name for path in target.parent.iterdir()) if target.parent.is_dir() else ()
     return 1 + max((int(match[1]) for name in names if (match := pattern.fullmatch(name))), default=0)
+
+
+def _levels(image: Tensor, most: int) -> Any:
+    """[H, W, 3], 0..1 -> whole numbers up to `most`; cut off, not rounded: as core writes them."""
+    import numpy
+
+    levels = (image.float().clamp(0, 1) * most).cpu().numpy()
+    return levels.astype(numpy.uint8 if most == 255 else numpy.uint16)
 
 
 def _tensor(picture: Any) -> Tensor:

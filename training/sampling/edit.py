@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..config import SampleConfig
 from ..errors import ConfigError
 from ..loop.events import Callbacks
-from ..models.family import FLAVOURS
+from ..models.family import flavour_of
 from ..models.handle import ModelHandle
 from ..sizes import PIXELS_PER_TOKEN
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
@@ -95,7 +95,7 @@ def sample_edit(
 
 def _check_flavour(handle: ModelHandle) -> None:
     flavour = handle.config.model_flavour
-    if not FLAVOURS[flavour].needs_reference:
+    if not flavour_of(handle.config).needs_reference:
         raise ConfigError(
             f"model_flavour {flavour} draws from text and cannot edit. Choose edit, edit-turbo or tiny-edit in"
             " LoadLongCat, or use LongCatEncodePrompt and LongCatSampleT2I."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import SampleConfig
 from ..errors import ConfigError, StoppedByUserError
 from ..loop.events import Callbacks, StageProgress, WarningRaised
-from ..models.family import FLAVOURS, Family, Flavour, ModelInputs, family_of
+from ..models.family import Family, Flavour, ModelInputs, family_of, flavour_of
 from ..models.handle import ModelHandle
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def encode_conditioning(
     references = [] if pixels is None else [pixels.to(device)]
     with open_text_encoder(handle, device, callbacks) as text_encoder:
         prompt_embeds = [family.encode_prompt(text_encoder, prompt, references).cpu() for prompt in prompts]
-    _stop_if_asked(callbacks)
+    stop_if_asked(callbacks)
     raw_ref_latents = None
     if references:
         with open_vae(handle, device, callbacks) as vae:
@@ -107,7 +107,7 @@ def sample_picture(
     from ..models.source import component_config
     from .image import Guidance, initial_noise, sample_image
 
-    flavour = FLAVOURS[handle.config.model_flavour]
+    flavour = flavour_of(handle.config)
     for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
         _check_reference(name, conditioning, flavour)
     transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
@@ -118,7 +118,7 @@ def sample_picture(
     noise = initial_noise(_latents_shape(config, prompts[0], vae_config), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in prompts)
     guidance = Guidance(inputs=negative_inputs, scale=config.guidance_scale, renorm=cfg_renorm)
-    on_step = _reporter(config.num_inference_steps, callbacks, preview)
+    on_step = step_reporter(config.num_inference_steps, callbacks, preview)
     with open_transformer(handle, device, callbacks) as transformer:
         latents = sample_image(family, transformer, noise, inputs, config.num_inference_steps, guidance, on_step)
     with open_vae(handle, device, callbacks) as vae:
@@ -126,12 +126,12 @@ def sample_picture(
     return PictureSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
 
 
-def _reporter(
+def step_reporter(
     total: int, callbacks: Callbacks, preview: Callable[[Tensor], Image | None]
 ) -> Callable[[int, Tensor], None]:
     def on_step(done: int, denoised: Tensor) -> None:
         callbacks.on_event(StageProgress(stage="sampling", done=done, total=total, preview=preview(denoised)))
-        _stop_if_asked(callbacks)
+        stop_if_asked(callbacks)
 
     return on_step
 
@@ -195,7 +195,7 @@ def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any
 
 def _warn_of_guidance(config: SampleConfig, handle: ModelHandle, callbacks: Callbacks) -> None:
     flavour = handle.config.model_flavour
-    if FLAVOURS[flavour].distilled and config.guidance_scale > 1:
+    if flavour_of(handle.config).distilled and config.guidance_scale > 1:
         message = (
             f"model_flavour {flavour} was distilled to draw without guidance, in 8 steps; guidance_scale is"
             f" {config.guidance_scale}. Set it to 1: that is what the model was made for, and twice as fast."
@@ -203,6 +203,6 @@ def _warn_of_guidance(config: SampleConfig, handle: ModelHandle, callbacks: Call
         callbacks.on_event(WarningRaised(message=message))
 
 
-def _stop_if_asked(callbacks: Callbacks) -> None:
+def stop_if_asked(callbacks: Callbacks) -> None:
     if callbacks.should_stop():
         raise StoppedByUserError("Sampling was stopped.")

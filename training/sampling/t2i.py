@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..config import TextToImageConfig
 from ..errors import ConfigError
 from ..loop.events import Callbacks
-from ..models.family import FLAVOURS
+from ..models.family import flavour_of
 from ..models.handle import ModelHandle
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def encode_prompts(
     handle: ModelHandle, prompts: Sequence[str], device: torch.device, callbacks: Callbacks
 ) -> list[Conditioning]:
-    """Encodes descriptions of pictures, in Chinese or English; only the text encoder is loaded.
+    """Encodes descriptions of pictures or clips, in Chinese or English; only the text encoder is loaded.
 
     The prompt is taken as it is written: the rewriting that the released pipeline does by default is not done.
 
@@ -51,17 +51,22 @@ def sample_t2i(
     """Samples one picture from text as `sample_picture` does.
 
     Raises:
-        ConfigError: the model's flavour edits, or the conditioning does not fit the model.
+        ConfigError: the model's flavour edits or draws clips, or the conditioning does not fit the model.
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
     _check_flavour(handle)
+    if flavour_of(handle.config).draws_clips:
+        raise ConfigError(
+            f"model_family {handle.config.model_family} draws clips. Use LongCatSampleT2V or SampleI2V, or choose"
+            " model_family longcat_image in LoadLongCat."
+        )
     return sample_picture(config, handle, prompts, config.cfg_renorm, device, callbacks, preview)
 
 
 def _check_flavour(handle: ModelHandle) -> None:
     flavour = handle.config.model_flavour
-    if FLAVOURS[flavour].needs_reference:
+    if flavour_of(handle.config).needs_reference:
         raise ConfigError(
             f"model_flavour {flavour} edits a reference picture. Choose final, dev or tiny in LoadLongCat, or use"
             " EncodeEditPrompt and LongCatSampleEdit."

@@ -1,0 +1,187 @@
+"""From prompts, and a start frame or the end of another clip, to a clip; one loaded component at a time.
+
+Legend: B batch, C channels (16), F frames, H W pixels, T latent frames, h w latent height and width (pixels / 8), n
+condition frames, L text tokens, D embedding. `raw_latents` are as the VAE gives them, which is also how ComfyUI carries
+latents between nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..config import VideoSampleConfig
+from ..errors import ConfigError
+from ..loop.events import Callbacks
+from ..models.family import Family, family_of, flavour_of
+from ..models.handle import ModelHandle
+from .picture import PIXELS_PER_LATENT, Conditioning, step_reporter, stop_if_asked
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from .video import ZeroStarGuidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSample:
+    """A sampled clip."""
+
+    pixels: Tensor
+    """[1, 3, F, H, W], -1..1, float32, on the CPU"""
+    raw_latents: Tensor
+    """[1, C, T, h, w], float32, on the CPU"""
+
+
+def start_size(config: VideoSampleConfig, frame: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in px of a clip that starts with a frame of (width, height) px.
+
+    The sides of `config`, turned where the frame stands upright and they do not, or the other way round.
+    """
+    turned = (config.width - config.height) * (frame[0] - frame[1]) < 0
+    return (config.height, config.width) if turned else (config.width, config.height)
+
+
+def start_pixels(config: VideoSampleConfig, frame: Image) -> Tensor:
+    """An RGB start frame -> pixels [1, 3, H, W] of `start_size`: resized to cover it and cropped, as in training."""
+    from ..data.media import to_pixels
+
+    return to_pixels(frame, start_size(config, frame.size))
+
+
+def sample_clip(
+    config: VideoSampleConfig,
+    handle: ModelHandle,
+    prompts: tuple[Conditioning, Conditioning],
+    start: Tensor | None,
+    device: torch.device,
+    callbacks: Callbacks,
+    preview: Callable[[Tensor], Image | None],
+) -> ClipSample:
+    """Samples one clip; VAE, transformer and VAE again are loaded one after another.
+
+    Args:
+        config: its width and height count where there is no start.
+        handle: the model with its LoRAs.
+        prompts: positive and negative; the latter is not used where there is no guidance.
+        start: pixels of a start frame [1, 3, H, W] as `start_pixels` makes them, or of the end of another clip
+            [1, 3, F, H, W] (`video.last_frames`); the clip begins with it and has its size. None: text-to-video.
+        device: where the components run.
+        callbacks: told of every step, asked after each whether to stop.
+        preview: a quick picture of (normalised) latents of the clip's middle [1, C, 1, h, w], or None.
+
+    Raises:
+        ConfigError: the model makes no clips, the conditioning does not fit it, or the start does not fit the clip.
+        ModelError: the model's folder is missing or of another family, or the start was changed while sampling.
+        StoppedByUserError: asked to stop.
+    """
+    from ..models.components import open_transformer, open_vae
+    from ..models.source import component_config
+    from ..models.video_latents import denormalise
+    from .video import sample_video, with_shared_cache
+    from .video_schedule import DISTILL_STEPS, distill_sigmas, video_sigmas
+
+    _check_flavour(handle)
+    _check_start(start, config.num_frames)
+    transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
+    for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
+        _check_fit(name, conditioning, transformer_config)
+    family = family_of(handle.config.model_family)
+    start_latents = None if start is None else _encoded(family, handle, start, device, callbacks)
+    steps = DISTILL_STEPS if config.distilled else config.num_inference_steps
+    sigmas = distill_sigmas(steps) if config.distilled else video_sigmas(steps)
+    noise = _noise(config, start_latents, vae_config)
+    inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
+    on_step = step_reporter(steps, callbacks, lambda frame: preview(frame.unsqueeze(2)))
+    with open_transformer(handle, device, callbacks) as transformer:
+        if inputs.condition is not None and inputs.condition.shape[2] > 1:
+            # As released: a single start frame is computed along at each step, and counts in the fit of the guidance.
+            inputs, guidance = with_shared_cache(transformer, inputs, guidance)
+        latents = sample_video(family, transformer, noise, inputs, sigmas, guidance, on_step)
+    with open_vae(handle, device, callbacks) as vae:
+        pixels = family.decode(vae, latents)
+    return ClipSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
+
+
+def _encoded(family: Family, handle: ModelHandle, start: Tensor, device: torch.device, callbacks: Callbacks) -> Tensor:
+    """Latents [1, C, n, h, w] of a start frame or of the end of a clip, on the CPU."""
+    from ..models.components import open_vae
+
+    with open_vae(handle, device, callbacks) as vae:
+        latents = family.encode_pixels(vae, start.to(device)).cpu()
+    stop_if_asked(callbacks)
+    return latents
+
+
+def _noise(config: VideoSampleConfig, start_latents: Tensor | None, vae_config: dict[str, Any]) -> Tensor:
+    """[1, C, T, h, w], for all frames: given ones take nothing away from the others' noise."""
+    from ..models.video_latents import latent_frames
+    from .image import initial_noise
+
+    if start_latents is None:
+        sides = config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT
+    else:
+        sides = tuple(start_latents.shape[-2:])
+    return initial_noise((1, vae_config["z_dim"], latent_frames(config.num_frames), *sides), config.seed)
+
+
+def _inputs(
+    config: VideoSampleConfig,
+    family: Family,
+    noise: Tensor,
+    prompts: tuple[Conditioning, Conditioning],
+    start_latents: Tensor | None,
+    device: torch.device,
+) -> tuple[Any, ZeroStarGuidance | None]:
+    """`VideoInputs` of the prompt, and the guidance away from the negative one if there is any."""
+    from .video import ZeroStarGuidance
+
+    starts = [] if start_latents is None else [start_latents]
+    # Cloned: ComfyUI hands over inference tensors.
+    inputs, negative = (
+        family.prepare_inputs(noise.shape, each.prompt_embeds.clone().to(device), starts) for each in prompts
+    )
+    if config.distilled or config.guidance_scale <= 1:
+        return inputs, None
+    return inputs, ZeroStarGuidance(inputs=negative, scale=config.guidance_scale)
+
+
+def _check_flavour(handle: ModelHandle) -> None:
+    config = handle.config
+    if not flavour_of(config).draws_clips:
+        raise ConfigError(
+            f"model_family {config.model_family} draws pictures, not clips. Choose model_family longcat_video in"
+            " LoadLongCat, or use LongCatSampleT2I or LongCatSampleEdit."
+        )
+
+
+def _check_start(start: Tensor | None, num_frames: int) -> None:
+    from ..models.video_latents import check_clip
+
+    if start is None:
+        return
+    clip = start.unsqueeze(2) if start.ndim == 4 else start
+    check_clip(clip)
+    if clip.shape[2] >= num_frames:
+        raise ConfigError(
+            f"num_frames is {num_frames}, and {clip.shape[2]} of them are given by the start: nothing is left to"
+            " sample. Ask for more frames."
+        )
+
+
+def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
+    if conditioning.raw_ref_latents is not None:
+        raise ConfigError(
+            f"{name} holds a reference picture; a clip is sampled from text, and its start frame goes into SampleI2V."
+            " Make the conditioning with LongCatEncodePrompt."
+        )
+    width = transformer["caption_channels"]
+    shape = tuple(conditioning.prompt_embeds.shape)
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != width:
+        raise ConfigError(
+            f"{name} has embeddings of shape {list(shape)}; this model takes [1, tokens, {width}]. Encode the prompt"
+            " with LongCatEncodePrompt and the same model."
+        )
