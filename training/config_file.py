@@ -9,14 +9,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
 from .config_data import GuideSet, read_sets
-from .config_keys import CONFIG_KEYS, NO_VIDEO
+from .config_keys import CONFIG_KEYS, VIDEO_KEYS
 from .config_text import read_json
 from .config_values import check_keys, field_values, value_of
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .models.family import Flavour
 
 DATA_FILE = "multidatabackend.json"
 
@@ -70,7 +73,6 @@ def read_files(path: Path | None, overrides: Mapping[str, Any], needs_data: bool
         raise ConfigError(f"{path} holds a {type(config).__name__}; config.json is an object of keys and values.")
     config = {name.removeprefix("--"): value for name, value in config.items()}
     config |= overrides
-    refuse_video(config)
     check_keys(config, CONFIG_KEYS, str(path) if path else "the command line")
     data_file = _data_file(config.get("data_backend_config"), path, needs_data)
     datasets = read_json(data_file) if data_file is not None else []
@@ -78,7 +80,7 @@ def read_files(path: Path | None, overrides: Mapping[str, Any], needs_data: bool
         raise ConfigError(f"{data_file} is no list of datasets, each an object of keys and values. Correct it.")
     of_data = {name: value for name, value in overrides.items() if CONFIG_KEYS[name].owner is DatasetConfig}
     if of_data:
-        datasets = [entry | of_data if "instance_data_dir" in entry else entry for entry in datasets]
+        datasets = [_overridden(entry, of_data) for entry in datasets]
     return read_run(config, datasets)
 
 
@@ -89,7 +91,6 @@ def read_run(config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]]) -
         ConfigError: an unknown key (the nearest one is named), a value that is not possible here (with the reason),
             or keys that exclude each other.
     """
-    refuse_video(config)
     check_keys(config, CONFIG_KEYS, "config.json")
     notes = list(_notes(config))
     model = _build(ModelConfig, config, **_model_values(config))
@@ -122,34 +123,49 @@ def check_trainable(run: GuideRun) -> None:
         ConfigError: naming the keys and what to change.
     """
     from .loop.check import check_steps
-    from .models.family import FLAVOURS, check_training_data
+    from .models.family import check_training_data, flavour_of
 
     check_steps(run.train)
-    flavour = run.model.model_flavour
-    check_training_data(flavour, ())
+    name, flavour = run.model.model_flavour, flavour_of(run.model)
+    check_training_data(run.model, ())
     if not run.sets:
         raise ConfigError(
             f"There is no dataset to train on. Name a folder of pictures in {DATA_FILE} (beside config.json, or where"
             " data_backend_config says)."
         )
-    needed = FLAVOURS[flavour].needs_reference
     for each in (*run.sets, *run.eval_sets):
-        if needed and each.references is None:
+        _check_media(each.targets, flavour)
+        if flavour.needs_reference and each.references is None:
             raise ConfigError(
-                f"model_flavour {flavour} edits a reference picture, but dataset {each.targets.id!r} has no"
+                f"model_flavour {name} edits a reference picture, but dataset {each.targets.id!r} has no"
                 " conditioning_data. Give it the id of the dataset that holds its reference pictures."
             )
-        if not needed and each.references is not None:
+        if not (flavour.needs_reference or flavour.draws_clips) and each.references is not None:
             raise ConfigError(
-                f"model_flavour {flavour} draws from text alone, but dataset {each.targets.id!r} has conditioning_data"
+                f"model_flavour {name} draws from text alone, but dataset {each.targets.id!r} has conditioning_data"
                 f" {each.references.id!r}. Remove conditioning_data, or choose model_flavour edit."
             )
 
 
-def refuse_video(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for model_family longcat_video, before any other key of such a file is looked at."""
-    if config.get("model_family") == "longcat_video":
-        raise ConfigError(f"model_family is 'longcat_video'. {NO_VIDEO} Set model_family to longcat_image.")
+def _check_media(targets: DatasetConfig, flavour: Flavour) -> None:
+    wanted = "video" if flavour.draws_clips else "image"
+    if targets.dataset_type != wanted:
+        raise ConfigError(
+            f"model_family {flavour.family} is trained on dataset_type {wanted!r}, but dataset {targets.id!r} has"
+            f" {targets.dataset_type!r}. Correct it, or choose another model_family."
+        )
+
+
+def _overridden(entry: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`entry` of the data file with `values` for it; they also go before what its section `video` says."""
+    if "instance_data_dir" not in entry:
+        return dict(entry)
+    about_videos = entry.get("dataset_type") == "video"
+    fitting = {key: value for key, value in values.items() if about_videos or key not in VIDEO_KEYS}
+    section = entry.get("video")
+    if isinstance(section, dict):
+        entry = {**entry, "video": {key: value for key, value in section.items() if key not in fitting}}
+    return {**entry, **fitting}
 
 
 def _data_file(named: Any, config_path: Path | None, needed: bool) -> Path | None:
@@ -178,6 +194,8 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
 
 def _model_values(config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    if _is_video(config) and config.get("model_flavour") is None:
+        values["model_flavour"] = "final"
     precision = config.get("base_model_precision") or "no_change"
     full = config.get("mixed_precision", "bf16") == "no"
     if precision == "no_change":
@@ -206,9 +224,20 @@ def _shift(config: Mapping[str, Any], notes: list[str]) -> float:
         if auto:
             notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which goes before it.")
         return shift
+    if _is_video(config):
+        if shift == 0:
+            raise ConfigError(
+                "flow_schedule_shift is 0; LongCat-Video draws with shift 12, and 0 would leave no noise levels to"
+                " train. Give 12, or leave the key out."
+            )
+        return 0.0
     if auto is False:
         return NO_SHIFT if shift == 0 else SIMPLETUNER_SHIFT
     return 0.0
+
+
+def _is_video(config: Mapping[str, Any]) -> bool:
+    return config.get("model_family") == "longcat_video"
 
 
 def _validation(config: Mapping[str, Any]) -> ValidationConfig | None:

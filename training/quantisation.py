@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 INT4 = "int4-quanto"
 
-KEPT_WHOLE = ("proj_out", "x_embedder", "context_embedder", "norm_out*", "time_embed*", "lm_head", "model.visual.*")
-"""Full names (as fnmatch patterns) of the layers that stay in full precision: the transformer's ways in and out, which
-are small and carry every token, and of the text encoder the unused head and the eyes."""
+KEPT_WHOLE = (
+    *("proj_out", "x_embedder", "context_embedder", "norm_out*", "time_embed*"),
+    *("x_embedder.*", "t_embedder.*", "y_embedder.*", "final_layer.*", "*adaLN_modulation.*"),
+    *("lm_head", "model.visual.*"),
+)
+"""Full names (as fnmatch patterns) of the layers that stay in full precision: the ways in and out of LongCat-Image's
+transformer, which are small and carry every token; the same of LongCat-Video's, with what it computes in float32; and
+of the text encoder the unused head and the eyes."""
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .caches.handle import Cache
 from .caches.latents import cache_latents, load_latents
 from .caches.text import Prompt, cache_prompts, load_prompt_embeds, prompt_of
-from .config import BUCKET_ALIGNMENT, ValidationConfig, parse_size
+from .config import ValidationConfig
 from .data.buckets import bucket_for
 from .data.media import from_pixels, image_size
 from .data.records import Record
@@ -27,11 +27,12 @@ from .errors import ConfigError, LongCatError, PreviewError, StoppedByUserError
 from .files import replacing
 from .loop.events import Callbacks, SamplesReady, StageProgress, WarningRaised
 from .models.components import open_vae
-from .models.family import FLAVOURS, Family, family_of
+from .models.family import Family, family_of, flavour_of
 from .models.handle import ModelHandle
 from .models.source import component_config
 from .sampling.image import Guidance, initial_noise, sample_image
 from .sampling.picture import PIXELS_PER_LATENT
+from .sizes import BUCKET_ALIGNMENT, parse_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,7 +188,7 @@ def _encoded(
 ) -> tuple[PreviewInputs, ...]:
     if cache.folders.text is None:
         raise ConfigError("The evaluation data has no cached instructions. Put LongCatCacheText before it.")
-    if FLAVOURS[handle.config.model_flavour].needs_reference:
+    if flavour_of(handle.config).needs_reference:
         records = _preview_records(config, cache)
         dataset = replace(cache.dataset, records=records)
         cached = cache_latents(dataset, handle, cache.folders, device, callbacks)[0].records

@@ -75,9 +75,9 @@ def _is_widget(field: dataclasses.Field) -> bool:
 
 
 def _model_title(model: ModelConfig) -> str:
-    from ...training.models.family import FLAVOURS
+    from ...training.models.family import flavour_of
 
-    return FLAVOURS[model.model_flavour].folder_name
+    return flavour_of(model).folder_name
 
 
 def _add_sets(graph: Graph, group: Group, sets: Sequence[GuideSet]) -> Link:

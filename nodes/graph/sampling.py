@@ -19,52 +19,78 @@ SAMPLING = Group(title="3 Prompt and sampling", lane=1, color=PURPLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """One picture to draw."""
+    """One picture or clip to draw."""
 
     prompt: str
     negative_prompt: str = ""
     picture: str | None = None
-    """A LoadImage value: the picture to edit. None: the picture is drawn from the prompt alone."""
+    """A LoadImage value: the picture to edit, or to begin a clip with. None: drawn from the prompt alone."""
     width: int
     height: int
     num_inference_steps: int
     guidance_scale: float
     seed: int = 42
     filename_prefix: str
+    num_frames: int | None = None
+    """Of a clip; None: a picture."""
 
 
 def sampling_graph(name: str, model: ModelConfig, lora_name: str, samples: Sequence[Sampling]) -> Graph:
     """The graph that draws `samples` with `model` and the LoRA file `lora_name`, which may be `NO_LORA`."""
-    from ...training.models.family import FLAVOURS
+    from ...training.models.family import flavour_of
 
     graph = Graph(name=name)
-    title = f"Load {FLAVOURS[model.model_flavour].folder_name}"
+    title = f"Load {flavour_of(model).folder_name}"
     loaded = graph.add(MODEL, "LoadLongCat", widget_values(model), title).out("model")
     lora = {"model": loaded, "lora_name": lora_name, "strength": 1.0}
     with_lora = graph.add(MODEL, "LongCatLoadLoRA", lora, "Load your LoRA").out("model")
     for sample in samples:
-        _add_sample(graph, with_lora, sample)
+        add = _add_picture if sample.num_frames is None else _add_clip
+        add(graph, with_lora, sample)
     return graph
 
 
-def _add_sample(graph: Graph, model: Link, sample: Sampling) -> None:
-    size = {"width": sample.width, "height": sample.height}
-    text = {"model": model, "prompt": sample.prompt, "negative_prompt": sample.negative_prompt}
-    settings: dict[str, Any] = {
-        "num_inference_steps": sample.num_inference_steps,
-        "guidance_scale": sample.guidance_scale,
-        "seed": sample.seed,
-        **size,
-    }
+def _add_picture(graph: Graph, model: Link, sample: Sampling) -> None:
+    text = _text(model, sample)
+    settings = _settings(sample)
     if sample.picture is None:
         encoded = graph.add(SAMPLING, "LongCatEncodePrompt", text, "Prompt")
         sampler, title = "LongCatSampleT2I", "Draw the picture"
     else:
         picture = graph.add(PICTURES, "LoadImage", {"image": sample.picture}, "Picture to edit", PICTURE)
-        text |= {"reference": picture.out("IMAGE"), **size}
+        text |= {"reference": picture.out("IMAGE"), "width": sample.width, "height": sample.height}
         encoded = graph.add(SAMPLING, "EncodeEditPrompt", text, "Instruction")
         sampler, title = "LongCatSampleEdit", "Edit the picture"
     wired = {"model": model, "positive": encoded.out("positive"), "negative": encoded.out("negative"), **settings}
     sampled = graph.add(SAMPLING, sampler, wired, title, PICTURE)
     saved = {"images": sampled.out("image"), "filename_prefix": sample.filename_prefix}
     graph.add(SAMPLING, "SaveImage", saved, "Result", PICTURE)
+
+
+def _add_clip(graph: Graph, model: Link, sample: Sampling) -> None:
+    encoded = graph.add(SAMPLING, "LongCatEncodePrompt", _text(model, sample), "Prompt")
+    wired = {"model": model, "positive": encoded.out("positive"), "negative": encoded.out("negative")}
+    wired |= _settings(sample) | {"num_frames": sample.num_frames}
+    sampler = "LongCatSampleT2V"
+    if sample.picture is not None:
+        picture = graph.add(PICTURES, "LoadImage", {"image": sample.picture}, "Start frame", PICTURE)
+        sampler, wired["start_frame"] = "SampleI2V", picture.out("IMAGE")
+    sampled = graph.add(SAMPLING, sampler, wired, "Draw the clip", PICTURE)
+    made = {"images": sampled.out("frames"), "fps": sampled.out("fps")}
+    video = graph.add(SAMPLING, "CreateVideo", made, "Frames to video")
+    saved = {"video": video.out("VIDEO"), "filename_prefix": sample.filename_prefix}
+    graph.add(SAMPLING, "SaveVideo", saved, "Result", PICTURE)
+
+
+def _text(model: Link, sample: Sampling) -> dict[str, Any]:
+    return {"model": model, "prompt": sample.prompt, "negative_prompt": sample.negative_prompt}
+
+
+def _settings(sample: Sampling) -> dict[str, Any]:
+    return {
+        "num_inference_steps": sample.num_inference_steps,
+        "guidance_scale": sample.guidance_scale,
+        "seed": sample.seed,
+        "width": sample.width,
+        "height": sample.height,
+    }

@@ -48,13 +48,13 @@ def validation_of(
     Raises:
         ConfigError, DataError, PathError: whatever is wrong with keys, values and folders.
     """
-    from ...training.models.family import FLAVOURS
+    from ...training.models.family import flavour_of
 
     run = read_files(config, overrides, needs_data=False)
     show_notes(run)
     host = TerminalHost(home, stop=stop, runs_dir=Path(run.runs_dir) if run.runs_dir else None)
     settings = run.train.validation or ValidationConfig()
-    edits = FLAVOURS[run.model.model_flavour].needs_reference
+    edits = flavour_of(run.model).needs_reference
     with use_host(host):
         subjects = _subjects(run, settings, edits, host)
         samples = [_sampling(settings, subject, index, run) for index, subject in enumerate(subjects)]

@@ -95,7 +95,7 @@ def test_other_pipelines_are_refused_by_name(model, found, config):
 )
 def test_each_flavour_wants_its_own_pipeline(model, flavour, example):
     config = ModelConfig(model_flavour=flavour)
-    wanted = FLAVOURS[flavour].pipeline
+    wanted = FLAVOURS["longcat_image", flavour].pipeline
     edit_json(model / "model_index.json", _class_name=wanted)
     check_folder(model, config)
     (other,) = {"LongCatImagePipeline", "LongCatImageEditPipeline"} - {wanted}

@@ -37,7 +37,7 @@ def cache_latents(
     from ..models.components import open_vae
     from ..models.source import identity_of
 
-    check_training_data(handle.config.model_flavour, dataset.records)
+    check_training_data(handle.config, dataset.records)
     check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
     vae = identity_of(handle, "vae", callbacks)
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]

@@ -111,7 +111,7 @@ def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
             f"The cache holds latents of {cache.model_family}, the model is {handle.config.model_family}."
             " Wire the same model into CacheVAELatents and LongCatCacheText."
         )
-    check_training_data(handle.config.model_flavour, [cached.record for cached in cache.records])
+    check_training_data(handle.config, [cached.record for cached in cache.records])
     check_folders(
         cache.dataset,
         {

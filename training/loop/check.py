@@ -8,7 +8,7 @@ from ..caches.handle import Cache
 from ..config import TrainConfig
 from ..errors import CacheError, ConfigError
 from ..memory import check_streaming
-from ..models.family import FLAVOURS, check_training_data, family_of
+from ..models.family import check_training_data, family_of, flavour_of
 from ..models.handle import ModelHandle
 
 
@@ -49,7 +49,7 @@ def check_steps(config: TrainConfig) -> None:
 
 def training_hints(handle: ModelHandle) -> tuple[str, ...]:
     """What a user should know before training on this model, although it is allowed."""
-    hint = FLAVOURS[handle.config.model_flavour].training_hint
+    hint = flavour_of(handle.config).training_hint
     return (hint,) if hint else ()
 
 
@@ -61,7 +61,7 @@ def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
         )
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
-    check_training_data(handle.config.model_flavour, [cached.record for cached in cache.records])
+    check_training_data(handle.config, [cached.record for cached in cache.records])
     if not cache.has_text:
         raise ConfigError(
             f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."

@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError, ModelError
 from ..loop.events import Callbacks, WarningRaised
 from ..paths import AllowedRoots
-from .family import FLAVOURS
+from .family import FLAVOURS, Flavour, flavour_of
 from .handle import ModelFiles, ModelHandle
 from .single_file import FoundFile, Kind, find_in, find_tokenizer, known_file
 from .source import check_files, check_folder, found_folder
@@ -63,7 +63,8 @@ def choose_model(
         ModelError: the folder or one of the files is missing, damaged or of another model.
         PathError: the path does not exist or lies outside `roots`.
     """
-    place = _place(config, models_dirs, roots, dirs)
+    flavour = flavour_of(config)
+    place = _place_of_clips(config, flavour, roots) if flavour.draws_clips else _place(config, models_dirs, roots, dirs)
     if place is None or place.is_dir():
         _refuse_single_parts(config, place)
         if place is not None:
@@ -86,7 +87,7 @@ def _place(
     config: ModelConfig, models_dirs: tuple[Path, ...], roots: AllowedRoots, dirs: SingleFileDirs
 ) -> Path | None:
     """The folder or transformer file that is meant; None: the flavour's own folder, there or to come."""
-    flavour = FLAVOURS[config.model_flavour]
+    flavour = flavour_of(config)
     offered = offered_files("transformer", dirs)
     if config.transformer_file != AUTO:
         return _named("transformer", config.transformer_file, offered, dirs)
@@ -102,12 +103,36 @@ def _place(
     return roots.resolve_existing(name, "LoadLongCat.pretrained_model_name_or_path")
 
 
+def _place_of_clips(config: ModelConfig, flavour: Flavour, roots: AllowedRoots) -> Path | None:
+    """As `_place`; only whole folders are read."""
+    name = config.pretrained_model_name_or_path
+    chosen = config.transformer_file if config.transformer_file != AUTO else name
+    if chosen.lower().endswith(".safetensors"):
+        raise ConfigError(
+            f"LoadLongCat was given the single file {chosen!r}, but {config.model_family} is read from a whole folder"
+            f" only. Leave transformer_file on auto, and give the folder of {_repo_id(config)}, or auto, which"
+            " downloads it."
+        )
+    if name in (AUTO, flavour.repo_id):
+        return None
+    _refuse_id_of_another_flavour(name, config)
+    place = roots.resolve_existing(name, "LoadLongCat.pretrained_model_name_or_path")
+    if not place.is_dir():
+        raise ConfigError(
+            f"LoadLongCat.pretrained_model_name_or_path is {place}, a file; {config.model_family} is read from a folder"
+            f" such as that of {_repo_id(config)}."
+        )
+    return place
+
+
 def _refuse_id_of_another_flavour(name: str, config: ModelConfig) -> None:
     other = next((key for key, flavour in FLAVOURS.items() if flavour.repo_id == name), None)
     if other is not None:
+        family, flavour = other
+        also = f"model_family {family} and " if family != config.model_family else ""
         raise ConfigError(
-            f"LoadLongCat.pretrained_model_name_or_path is {name!r}, which is flavour {other}, but model_flavour is"
-            f" {config.model_flavour}. Choose model_flavour {other}, or leave the path on auto."
+            f"LoadLongCat.pretrained_model_name_or_path is {name!r}, which is flavour {flavour}, but model_flavour is"
+            f" {config.model_flavour}. Choose {also}model_flavour {flavour}, or leave the path on auto."
         )
 
 
@@ -151,10 +176,13 @@ def _refuse_single_parts(config: ModelConfig, folder: Path | None) -> None:
         if name != AUTO:
             raise ConfigError(
                 f"LoadLongCat.{option} is {name!r}, but the transformer comes from the diffusers folder"
-                f" {folder or FLAVOURS[config.model_flavour].folder_name}, which has its own. Choose transformer_file"
+                f" {folder or flavour_of(config).folder_name}, which has its own. Choose transformer_file"
                 " too, or leave this on auto."
             )
 
 
 def _repo_id(config: ModelConfig) -> str:
-    return FLAVOURS[config.model_flavour].repo_id or FLAVOURS["edit"].repo_id
+    """That of the flavour; for a twin, which has none, that of a flavour of its kind."""
+    flavour = flavour_of(config)
+    kin = (each.repo_id for each in FLAVOURS.values() if each.pipeline == flavour.pipeline and each.repo_id)
+    return flavour.repo_id or next(kin)

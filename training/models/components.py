@@ -17,6 +17,7 @@ from ..memory import BlockSwap, blocks_of, enable_group_offload, streamed_blocks
 from ..quantisation import ensure_available, must_compile, quantise
 from . import single_file
 from .block_loading import Finish, fill, reading_folder
+from .family import flavour_of
 from .handle import ModelHandle
 from .quiet import no_progress_bars
 from .qwen_file import image_processor
@@ -34,15 +35,17 @@ class TextEncoder:
     """What turns an instruction and its reference into embeddings."""
 
     model: Any
-    """Qwen2_5_VLForConditionalGeneration"""
+    """Qwen2_5_VLForConditionalGeneration; for LongCat-Video UMT5EncoderModel or that"""
     tokenizer: Any
     image_processor: Any
-    """Qwen2VLImageProcessor, the one that works on PIL pictures: needs no torchvision, the same result everywhere."""
+    """None for LongCat-Video, whose prompts see no picture.
+
+    Qwen2VLImageProcessor, the one that works on PIL pictures: needs no torchvision, the same result everywhere."""
 
 
 @contextlib.contextmanager
 def open_vae(handle: ModelHandle, device: torch.device, callbacks: Callbacks) -> Iterator[Any]:
-    """The AutoencoderKL in float32, frozen, on `device` for the length of the block.
+    """The AutoencoderKL (LongCat-Video: AutoencoderKLWan) in float32, frozen, on `device` for the length of the block.
 
     Raises:
         ModelError: the folder is incomplete, damaged or of another model.
@@ -55,8 +58,12 @@ def open_vae(handle: ModelHandle, device: torch.device, callbacks: Callbacks) ->
         import torch
         from diffusers import AutoencoderKL
 
+        from . import video_components
+
         if files:
             return single_file.load_vae(files.vae).to(device)
+        if flavour_of(handle.config).draws_clips:
+            return video_components.load_vae(folder).to(device)
         return _from_folder(AutoencoderKL, folder / "vae", torch.float32).to(device)
 
     with _in_memory("VAE", load, device, callbacks) as vae:
@@ -77,11 +84,17 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
     files = handle.files
     folder = None if files else resolve_folder(handle, callbacks)
 
+    sees = not flavour_of(handle.config).draws_clips
+
     def load() -> nn.Module:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
+        from . import video_components
+
         if files:
             model = single_file.load_text_encoder(files.text_encoder, dtype)
+        elif not sees:
+            model = video_components.load_text_model(folder, dtype)
         else:
             model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
         for name, block in blocks_of(model).items():
@@ -92,7 +105,7 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
         text_encoder = TextEncoder(
             model=model,
             tokenizer=_tokenizer(files.tokenizer if files else folder / "tokenizer"),
-            image_processor=image_processor(None if files else folder / "text_processor"),
+            image_processor=image_processor(None if files else folder / "text_processor") if sees else None,
         )
         del model
         try:
@@ -105,7 +118,7 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
 def open_transformer(
     handle: ModelHandle, device: torch.device, callbacks: Callbacks, training: bool = False
 ) -> Iterator[Any]:
-    """The LongCatImageTransformer2DModel in the handle's precision, frozen, with its LoRAs, on `device`.
+    """The family's transformer in the handle's precision, frozen, with its LoRAs, on `device`.
 
     It is read block by block, and each block takes its final form before the next one is read: neither main memory nor
     the device ever holds more than the quantised model and one block of the full one.
@@ -130,8 +143,12 @@ def open_transformer(
     finish = _finisher(config, device, swap, training)
 
     def load() -> nn.Module:
+        from . import video_components
+
         if files:
             model = single_file.load_transformer(files.transformer, dtype, finish)
+        elif flavour_of(config).draws_clips:
+            model = video_components.load_transformer(folder, dtype, finish)
         else:
             model = _transformer_from_folder(folder / "transformer", dtype, finish)
         _apply_loras(model, handle)

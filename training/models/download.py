@@ -19,10 +19,14 @@ FILES = [
     "scheduler/*.json",
     *(
         f"{component}/*.{suffix}"
-        for component in ("transformer", "vae", "text_encoder")
+        for component in ("transformer", "dit", "vae", "text_encoder")
         for suffix in ("json", "safetensors")
     ),
-    *(f"{component}/*.{suffix}" for component in ("tokenizer", "text_processor") for suffix in ("json", "txt")),
+    *(
+        f"{component}/*.{suffix}"
+        for component in ("tokenizer", "text_processor")
+        for suffix in ("json", "txt", "model")
+    ),
 ]
 """What this pack reads: weights as safetensors only."""
 
@@ -127,8 +131,8 @@ def _check_complete(repo_id: str, folder: Path, sizes: dict[str, int]) -> None:
 def _failure(repo_id: str, folder: Path, error: BaseException) -> str:
     return (
         f"{repo_id} could not be downloaded: {type(error).__name__}: {error}. Run again to go on with the download, or"
-        f" put the repository's files into {folder.with_suffix('')} by hand (model_index.json and the folders beside"
-        " it), or give a folder that has them as pretrained_model_name_or_path."
+        f" put the repository's files into {folder.with_suffix('')} by hand (its folders, and model_index.json where"
+        " there is one), or give a folder that has them as pretrained_model_name_or_path."
     )
 
 

@@ -2,12 +2,12 @@
 
 Legend of shapes: B batch, C channels, h w latent height and width, S packed tokens, L text tokens, D embedding.
 Names of spaces: `pixels` are -1..1; `latents` are normalised (after shift and scale); `raw_latents` are as the VAE
-gives them.
+gives them. A clip's latents are [B, C, T, h, w] with T latent frames, wherever [B, C, h, w] is said here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..config import ModelConfig
     from ..data.records import Record
 
 
@@ -31,6 +32,11 @@ class ModelInputs:
     img_ids: Tensor
     """[S + S_ref, 3], float32; target tokens first"""
 
+    @property
+    def num_cond_latents(self) -> int:
+        """How many latent frames are given and not learned: those of a reference stand beside the latents."""
+        return 0
+
 
 class Family(Protocol):
     """The differences between model families; everything else is shared functions.
@@ -40,6 +46,10 @@ class Family(Protocol):
     """
 
     name: str
+    reads_references: bool
+    """Whether the text encoder sees the references; else they are none of what embeddings depend on."""
+    noise_levels: str
+    """A key of `sigmas.DISTRIBUTIONS`: how they are drawn in training, before the shift."""
 
     def encode_prompt(self, text_encoder: Any, prompt: str, references: Sequence[Tensor]) -> Tensor:
         """Prompt embeddings.
@@ -57,6 +67,10 @@ class Family(Protocol):
 
     def encode_pixels(self, vae: Any, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W], sides multiples of 16 -> latents [B, C, h, w], the distribution's mode, float32."""
+        ...
+
+    def latents_shape(self, vae_config: Mapping[str, Any], size: tuple[int, int], frames: int) -> tuple[int, ...]:
+        """Shape of one sample's latents; `size` is (width, height) px, and pictures pass over `frames`."""
         ...
 
     def prepare_inputs(
@@ -101,6 +115,10 @@ class Flavour:
     """Name of its folder below models/longcat."""
     pipeline: str
     """Class in model_index.json: text-to-image and edit have equal transformers, only this tells them apart."""
+    transformer: str = "transformer"
+    """Name of the transformer's folder."""
+    mark: str = "model_index.json"
+    """File that every complete folder of this layout has."""
     distilled: bool = False
     """Made for few steps without guidance: no base for training."""
     training_hint: str = ""
@@ -108,16 +126,23 @@ class Flavour:
 
     @property
     def needs_reference(self) -> bool:
-        """True: every sample is about a reference picture. False: none may be."""
+        """True: every sample is about a reference picture. False: none may be; of a clip, any may be a start frame."""
         return self.pipeline == EDIT
+
+    @property
+    def draws_clips(self) -> bool:
+        return self.pipeline == VIDEO
 
 
 TEXT_TO_IMAGE = "LongCatImagePipeline"
 EDIT = "LongCatImageEditPipeline"
+VIDEO = "LongCatVideoPipeline"
 
-FLAVOURS: dict[str, Flavour] = {
-    "final": Flavour(
-        family="longcat_image",
+IMAGE_FAMILY, VIDEO_FAMILY = "longcat_image", "longcat_video"
+
+FLAVOURS: dict[tuple[str, str], Flavour] = {
+    (IMAGE_FAMILY, "final"): Flavour(
+        family=IMAGE_FAMILY,
         repo_id="meituan-longcat/LongCat-Image",
         folder_name="LongCat-Image",
         pipeline=TEXT_TO_IMAGE,
@@ -127,31 +152,67 @@ FLAVOURS: dict[str, Flavour] = {
             " LoadLongCat. A LoRA trained on dev can be used on final."
         ),
     ),
-    "dev": Flavour(
-        family="longcat_image",
+    (IMAGE_FAMILY, "dev"): Flavour(
+        family=IMAGE_FAMILY,
         repo_id="meituan-longcat/LongCat-Image-Dev",
         folder_name="LongCat-Image-Dev",
         pipeline=TEXT_TO_IMAGE,
     ),
-    "edit": Flavour(
-        family="longcat_image",
+    (IMAGE_FAMILY, "edit"): Flavour(
+        family=IMAGE_FAMILY,
         repo_id="meituan-longcat/LongCat-Image-Edit",
         folder_name="LongCat-Image-Edit",
         pipeline=EDIT,
     ),
-    "edit-turbo": Flavour(
-        family="longcat_image",
+    (IMAGE_FAMILY, "edit-turbo"): Flavour(
+        family=IMAGE_FAMILY,
         repo_id="meituan-longcat/LongCat-Image-Edit-Turbo",
         folder_name="LongCat-Image-Edit-Turbo",
         pipeline=EDIT,
         distilled=True,
     ),
-    "tiny": Flavour(family="longcat_image", repo_id=None, folder_name="tiny", pipeline=TEXT_TO_IMAGE),
-    "tiny-edit": Flavour(family="longcat_image", repo_id=None, folder_name="tiny-edit", pipeline=EDIT),
+    (IMAGE_FAMILY, "tiny"): Flavour(family=IMAGE_FAMILY, repo_id=None, folder_name="tiny", pipeline=TEXT_TO_IMAGE),
+    (IMAGE_FAMILY, "tiny-edit"): Flavour(family=IMAGE_FAMILY, repo_id=None, folder_name="tiny-edit", pipeline=EDIT),
+    (VIDEO_FAMILY, "final"): Flavour(
+        family=VIDEO_FAMILY,
+        repo_id="meituan-longcat/LongCat-Video",
+        folder_name="LongCat-Video",
+        pipeline=VIDEO,
+        transformer="dit",
+        mark="dit/config.json",
+    ),
+    (VIDEO_FAMILY, "tiny-video"): Flavour(
+        family=VIDEO_FAMILY,
+        repo_id=None,
+        folder_name="tiny-video",
+        pipeline=VIDEO,
+        transformer="dit",
+        mark="dit/config.json",
+    ),
 }
+"""By model_family and model_flavour."""
 
 
-def check_training_data(flavour_name: str, records: Sequence[Record]) -> None:
+def flavour_of(config: ModelConfig) -> Flavour:
+    """The flavour that `config` means.
+
+    Raises:
+        ConfigError: its family has no such flavour; names those that it has.
+    """
+    from ..errors import ConfigError
+
+    flavour = FLAVOURS.get((config.model_family, config.model_flavour))
+    if flavour is None:
+        known = ", ".join(name for family, name in FLAVOURS if family == config.model_family)
+        others = " and ".join(family for family, name in FLAVOURS if name == config.model_flavour)
+        raise ConfigError(
+            f"model_flavour is {config.model_flavour!r}, but {config.model_family} has no such flavour: choose one of"
+            f" {known} in LoadLongCat, or model_family {others}."
+        )
+    return flavour
+
+
+def check_training_data(model: ModelConfig, records: Sequence[Record]) -> None:
     """Refuses a flavour that nothing can be trained on, and records that are not of its kind; loads nothing.
 
     Raises:
@@ -159,7 +220,10 @@ def check_training_data(flavour_name: str, records: Sequence[Record]) -> None:
     """
     from ..errors import ConfigError
 
-    flavour = FLAVOURS[flavour_name]
+    flavour, flavour_name = flavour_of(model), model.model_flavour
+    _check_media(flavour, records)
+    if flavour.draws_clips:
+        return
     if flavour.distilled:
         raise ConfigError(
             f"model_flavour {flavour_name} cannot be trained on: it was distilled to draw in 8 steps without guidance,"
@@ -180,6 +244,34 @@ def check_training_data(flavour_name: str, records: Sequence[Record]) -> None:
         )
 
 
+def _check_media(flavour: Flavour, records: Sequence[Record]) -> None:
+    from ..data.video_sets import ClipRecord
+    from ..errors import ConfigError
+    from ..sizes import FRAME_STEP, check_frames
+
+    wrong = [record.name for record in records if isinstance(record, ClipRecord) != flavour.draws_clips]
+    if wrong:
+        wanted, given, remedy = (
+            ("clips", "pictures", "Set dataset_type of the LongCatDataset to video")
+            if flavour.draws_clips
+            else ("pictures", "clips of videos", "Set dataset_type of the LongCatDataset to image")
+        )
+        raise ConfigError(
+            f"{flavour.family} is trained on {wanted}, but {len(wrong)} of {len(records)} samples are {given}:"
+            f" {', '.join(wrong[:10])}. {remedy}, or choose another model_family."
+        )
+    for record in records:
+        if not isinstance(record, ClipRecord):
+            continue
+        check_frames(f"The number of frames of clip {record.name}", record.clip.frames)
+        if record.is_i2v and record.clip.frames <= FRAME_STEP:
+            raise ConfigError(
+                f"Clip {record.name} has {record.clip.frames} frame, and its first one is given: nothing is left to"
+                f" learn. Set num_frames to {FRAME_STEP + 1} or more, or train it as text-to-video, without start"
+                " frames and is_i2v."
+            )
+
+
 def family_of(name: str) -> Family:
     """The family called `name` (a key of `ModelConfig.model_family`).
 
@@ -188,8 +280,12 @@ def family_of(name: str) -> Family:
     """
     from ..errors import ModelError
 
-    if name == "longcat_image":
+    if name == IMAGE_FAMILY:
         from .longcat_image import LongCatImageFamily
 
         return LongCatImageFamily()
-    raise ModelError(f"model_family is {name!r}; known families: longcat_image.")
+    if name == VIDEO_FAMILY:
+        from .longcat_video import LongCatVideoFamily
+
+        return LongCatVideoFamily()
+    raise ModelError(f"model_family is {name!r}; known families: {IMAGE_FAMILY}, {VIDEO_FAMILY}.")

@@ -8,7 +8,7 @@ Legend: B batch, C channels (16), h w latent height and width (pixels / 8), S pa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
 
+PIXELS_PER_LATENT = 8
+
 LORA_TARGETS = {
     # Linears of attention that read and write picture tokens; single blocks have no to_out.
     "simpletuner": ATTENTION,
@@ -60,6 +62,8 @@ class LongCatImageFamily:
     """The `Family` of LongCat-Image's checkpoints."""
 
     name = "longcat_image"
+    reads_references = True
+    noise_levels = "logit-normal"
 
     def encode_prompt(self, text_encoder: TextEncoder, prompt: str, references: Sequence[Tensor]) -> Tensor:
         """Embeddings of a prompt -> [1, 512, D]; about a reference [1, 3, H, W] -> [1, 514 + vision tokens, D].
@@ -79,6 +83,11 @@ class LongCatImageFamily:
         """pixels [B, 3, H, W] -> latents [B, C, h, w]: the distribution's mode, normalised, float32."""
         raw_latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return normalise(raw_latents.float(), vae.config)
+
+    def latents_shape(self, vae_config: Mapping[str, Any], size: tuple[int, int], frames: int) -> tuple[int, ...]:
+        """[1, C, h, w] of a picture of `size` (width, height) px; it has no frames."""
+        width, height = (side // PIXELS_PER_LATENT for side in size)
+        return 1, vae_config["latent_channels"], height, width
 
     def prepare_inputs(
         self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]

@@ -8,7 +8,7 @@ condition frames (latent frames that are given, at the start), L text tokens, D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..sampling.video_schedule import FLOW_SHIFT
 from .longcat_video_prompt import encode_prompt, fill_slots
-from .video_latents import check_clip, denormalise, normalise
+from .video_latents import check_clip, denormalise, latent_frames, normalise
 
 if TYPE_CHECKING:
     from .components import TextEncoder
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 TIMESTEPS = 1000
 """Timestep of pure noise."""
 
+PIXELS_PER_LATENT = 8
+
 ATTENTION = ["attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"]
+
+DEFAULT_PRESET = "simpletuner"
+"""Of `TrainingOptions.lora_target`, for all families."""
 
 LORA_TARGETS = {
     # Suffixes with their parent: "proj" alone would also mean the convolution at the transformer's entry, which other
@@ -65,6 +70,8 @@ class LongCatVideoFamily:
     """The `Family` of LongCat-Video's checkpoints."""
 
     name = "longcat_video"
+    reads_references = False
+    noise_levels = "uniform"
 
     def encode_prompt(self, text_encoder: TextEncoder, prompt: str, references: Sequence[Tensor]) -> Tensor:
         """Embeddings of a prompt -> [1, 512, D]; the text encoder does not see the start frame."""
@@ -83,6 +90,15 @@ class LongCatVideoFamily:
         check_clip(clip)
         raw_latents = vae.encode(clip.to(vae.device, vae.dtype)).latent_dist.mode()
         return normalise(raw_latents.float(), vae.config)
+
+    def latents_shape(self, vae_config: Mapping[str, Any], size: tuple[int, int], frames: int) -> tuple[int, ...]:
+        """[1, C, T, h, w] of a clip of `size` (width, height) px.
+
+        Raises:
+            ConfigError: the VAE would shorten a clip of so many frames.
+        """
+        width, height = (side // PIXELS_PER_LATENT for side in size)
+        return 1, vae_config["z_dim"], latent_frames(frames), height, width
 
     def prepare_inputs(
         self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
@@ -141,12 +157,18 @@ class LongCatVideoFamily:
         """12, for all sizes and lengths."""
         return FLOW_SHIFT
 
+    def trainable_dtype(self, precision: str) -> torch.dtype:
+        """Compute dtype of the transformer; a quantised one computes in bfloat16."""
+        return torch.float32 if precision == "fp32" else torch.bfloat16
+
     def lora_targets(self, preset: str) -> list[str]:
         """Suffixes for peft: in the released 48 blocks they select 240 (attention) or 384 (attention+ffn) linears.
 
         Raises:
             ConfigError: no such preset.
         """
+        if preset == DEFAULT_PRESET:
+            preset = "attention"
         if preset not in LORA_TARGETS:
             raise ConfigError(f"lora_target is {preset!r}; it must be one of {', '.join(LORA_TARGETS)}.")
         return list(LORA_TARGETS[preset])

@@ -11,7 +11,7 @@ from ..errors import ModelError
 from ..files import sha256_of_file, sha256_of_json
 from ..loop.events import Callbacks
 from .checkpoint_files import check_weights, read_json, weight_files, weights_identity
-from .family import FLAVOURS, Flavour
+from .family import FLAVOURS, Flavour, flavour_of
 from .handle import ModelFiles, ModelHandle
 
 CLASSES = {
@@ -42,7 +42,7 @@ def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
 def found_folder(flavour: Flavour, models_dirs: Sequence[Path]) -> Path | None:
     """The flavour's diffusers folder in the first of `models_dirs` that has it; unchecked."""
     candidates = (models_dir / flavour.folder_name for models_dir in models_dirs)
-    return next((folder for folder in candidates if (folder / "model_index.json").is_file()), None)
+    return next((folder for folder in candidates if (folder / flavour.mark).is_file()), None)
 
 
 def check_folder(folder: Path, config: ModelConfig) -> None:
@@ -51,6 +51,11 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
     Raises:
         ModelError: naming what was found and what is wanted.
     """
+    if flavour_of(config).draws_clips:
+        from . import video_components
+
+        video_components.check_folder(folder)
+        return
     _check_pipeline(folder, config)
     configs = {component: read_json(folder / component / "config.json") for component in CLASSES}
     for component, wanted in CLASSES.items():
@@ -88,7 +93,8 @@ def component_config(handle: ModelHandle, component: str, callbacks: Callbacks) 
         ModelError, StoppedByUserError: as `resolve_folder`.
     """
     if handle.files is None:
-        return read_json(resolve_folder(handle, callbacks) / component / "config.json")
+        folder = resolve_folder(handle, callbacks)
+        return read_json(folder / _subfolder(handle.config, component) / "config.json")
     from .single_file import inspect
 
     return inspect(getattr(handle.files, component)).config
@@ -101,7 +107,7 @@ def identity_of(handle: ModelHandle, component: str, callbacks: Callbacks) -> st
         ModelError, StoppedByUserError: as `resolve_folder`.
     """
     if handle.files is None:
-        return component_identity(resolve_folder(handle, callbacks), component)
+        return component_identity(resolve_folder(handle, callbacks), _subfolder(handle.config, component))
     path = getattr(handle.files, component)
     check_weights(path)
     parts: dict[str, Any] = {"weights": weights_identity(path)}
@@ -124,17 +130,23 @@ def component_identity(folder: Path, component: str) -> str:
         parts[path.name] = weights_identity(path)
     if component == "text_encoder":
         for name in PREPROCESSING:
-            parts[name] = _hashes(folder / name)
+            # LongCat-Video's text encoder sees no pictures.
+            if (folder / name).is_dir():
+                parts[name] = _hashes(folder / name)
     return sha256_of_json(parts)
 
 
+def _subfolder(config: ModelConfig, component: str) -> str:
+    return flavour_of(config).transformer if component == "transformer" else component
+
+
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
     return {path.name: sha256_of_file(path) for path in files}
 
 
 def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
-    flavour = FLAVOURS[handle.config.model_flavour]
+    flavour = flavour_of(handle.config)
     found = found_folder(flavour, handle.models_dirs)
     new = handle.models_dirs[0] / flavour.folder_name
     if flavour.repo_id is None:
@@ -144,34 +156,38 @@ def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
 
 def _twin(folder: Path, flavour: Flavour) -> Path:
     from ..tiny.image_checkpoint import build_tiny_image_checkpoint, is_outdated
+    from ..tiny.video_checkpoint import build_tiny_video_checkpoint
 
-    if is_outdated(folder) or not (folder / "model_index.json").is_file():
-        _refuse_foreign(folder)
-        build_tiny_image_checkpoint(folder, flavour.pipeline)
+    if is_outdated(folder) or not (folder / flavour.mark).is_file():
+        _refuse_foreign(folder, flavour)
+        if flavour.draws_clips:
+            build_tiny_video_checkpoint(folder)
+        else:
+            build_tiny_image_checkpoint(folder, flavour.pipeline)
     return folder
 
 
 def _downloaded(flavour: Flavour, repo_id: str, folder: Path, callbacks: Callbacks) -> Path:
     from .download import download
 
-    _refuse_foreign(folder)
+    _refuse_foreign(folder, flavour)
     partial = folder.with_name(f"{folder.name}.partial")
     download(repo_id, partial, callbacks)
     partial.replace(folder)
     return folder
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, flavour: Flavour) -> None:
     """A folder of that name without a model in it is someone's work, or a copy under way: never overwritten."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / flavour.mark).is_file():
         raise ModelError(
-            f"{folder} exists but has no model_index.json, so it is no diffusers folder. Complete it, or move it away"
-            " so that it can be made anew."
+            f"{folder} exists but has no {flavour.mark}, so it is no complete model folder. Complete it, or move it"
+            " away so that it can be made anew."
         )
 
 
 def _check_pipeline(folder: Path, config: ModelConfig) -> None:
-    wanted = FLAVOURS[config.model_flavour].pipeline
+    wanted = flavour_of(config).pipeline
     index = folder / "model_index.json"
     found = _class_name(read_json(index)) if index.is_file() else None
     if found == wanted:

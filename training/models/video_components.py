@@ -78,7 +78,17 @@ def load_vae(folder: Path) -> nn.Module:
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
-    """What reads prompts, on the CPU; its config.json decides of which kind it is.
+    """What reads prompts, with its tokenizer, on the CPU.
+
+    Raises:
+        ModelError: the files are damaged or of another model.
+    """
+    model = load_text_model(folder, dtype)
+    return TextEncoder(model=model, tokenizer=_tokenizer(folder / "tokenizer"), image_processor=None)
+
+
+def load_text_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The UMT5 or Qwen2.5-VL of a checkpoint, on the CPU; its config.json decides of which kind it is.
 
     Raises:
         ModelError: the files are damaged or of another model.
@@ -90,8 +100,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
     kind = read_json(path / "config.json").get("model_type")
     if kind not in classes:
         raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
-    model = _from_folder(classes[kind], path, dtype)
-    return TextEncoder(model=model, tokenizer=_tokenizer(folder / "tokenizer"), image_processor=None)
+    return _from_folder(classes[kind], path, dtype)
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:
