@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_longcat.training.errors import ModelError
+from comfyui_longcat.training.models.components import TextEncoder
 from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily
-from comfyui_longcat.training.models.longcat_video_prompt import QWEN, UMT5
 from comfyui_longcat.training.models.video_components import (
+    QWEN,
+    UMT5,
     check_folder,
     load_text_encoder,
     load_transformer,
@@ -95,7 +97,7 @@ def test_every_part_is_read_in_the_precision_asked_for(twin):
     assert load_vae(twin).dtype == torch.float32
     for dtype in (torch.float32, torch.bfloat16):
         assert {p.dtype for p in load_transformer(twin, dtype).parameters()} == {dtype}
-        assert load_text_encoder(twin, dtype).model.dtype == dtype
+        assert load_text_encoder(twin, dtype).dtype == dtype
 
 
 def test_parts_are_finished_block_by_block(twin):
@@ -107,7 +109,14 @@ def test_parts_are_finished_block_by_block(twin):
 
 @torch.no_grad()
 def test_a_prompt_and_a_start_frame_go_through_all_parts(twin):
-    vae, text_encoder = load_vae(twin), load_text_encoder(twin, torch.float32)
+    from transformers import AutoTokenizer
+
+    vae = load_vae(twin)
+    text_encoder = TextEncoder(
+        model=load_text_encoder(twin, torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(twin / "tokenizer"),
+        image_processor=None,
+    )
     transformer = load_transformer(twin, torch.float32)
     pixels = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = FAMILY.encode_pixels(vae, pixels)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from .block_loading import Finish, fill, reading_folder
 from .checkpoint_files import check_weights, read_json, weight_files
-from .components import TextEncoder, _from_folder, _tokenizer
-from .longcat_video_prompt import QWEN, UMT5
+from .components import _from_folder
 from .tensor_file import read_tensor_file
 from .video_dit.keys import VideoKeys, assemble, recognise
 
@@ -30,6 +29,9 @@ CLASSES = {
     "text_encoder": ("UMT5EncoderModel", "Qwen2_5_VLForConditionalGeneration"),
 }
 """Folder to the classes that its config.json may name."""
+
+UMT5, QWEN = "umt5", "qwen2_5_vl"
+"""`model_type` in text_encoder/config.json."""
 
 WIDTH_KEYS = {UMT5: "d_model", QWEN: "hidden_size"}
 
@@ -88,8 +90,8 @@ def load_vae(folder: Path) -> nn.Module:
     return _from_folder(AutoencoderKLWan, folder / "vae", torch.float32)
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
-    """What reads prompts, on the CPU; its config.json decides of which kind it is.
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """UMT5EncoderModel or Qwen2_5_VLForConditionalGeneration, as its config.json says, on the CPU.
 
     Raises:
         ModelError: the files are damaged or of another model.
@@ -101,8 +103,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
     kind = read_json(path / "config.json").get("model_type")
     if kind not in classes:
         raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
-    model = _from_folder(classes[kind], path, dtype)
-    return TextEncoder(model=model, tokenizer=_tokenizer(folder / "tokenizer"), image_processor=None)
+    return _from_folder(classes[kind], path, dtype)
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:
