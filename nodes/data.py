@@ -30,6 +30,14 @@ EXAMPLE_CAPTIONED = "longcat-example-captioned"
 EXAMPLE_CAPTIONED_SIZE = 1024
 """Px; the resolution of the shipped text-to-image workflow."""
 
+EXAMPLE_CLIPS = "longcat-example-clips"
+"""The same for video: captioned clips and their start frames."""
+
+EXAMPLE_CLIPS_SIDES = ("clips", "start-frames")
+
+EXAMPLE_CLIPS_SHAPE = {"size": 480, "frames": 93}
+"""Px and frames; those of the shipped video workflows."""
+
 # Saved workflows hold widgets by place: new ones only at the end.
 OPTIONAL_DATASET_FIELDS = (
     "aspect_bucket_alignment",
@@ -38,17 +46,25 @@ OPTIONAL_DATASET_FIELDS = (
     "resolution_type",
     "crop_style",
     "crop_aspect",
+    "num_frames",
+    "fps",
+    "clip_extraction",
+    "is_i2v",
+    "min_frames",
+    "bucket_strategy",
+    "frame_interval",
 )
 
 
 class LongCatDataset:
-    """Names a folder of pictures and how to read it."""
+    """Names a folder of pictures or videos and how to read it."""
 
     DISPLAY_NAME = "LongCat Dataset"
     DESCRIPTION = (
-        "A folder of pictures. For an edit LoRA two are needed: the edited pictures with their instructions, and the"
-        " reference pictures of the same names; for text-to-image one, with captions. Drawn on first use:"
-        " longcat-example/targets and longcat-example/references, and longcat-example-captioned."
+        "A folder of pictures or videos. For an edit LoRA two are needed: the edited pictures with their instructions,"
+        " and the reference pictures of the same names; for text-to-image and video one, with captions; videos may have"
+        " a second one of start frames. Drawn on first use: longcat-example/targets and longcat-example/references,"
+        " longcat-example-captioned, longcat-example-clips/clips and longcat-example-clips/start-frames."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "describe"
@@ -65,10 +81,10 @@ class LongCatDataset:
         }
 
     @classmethod
-    def IS_CHANGED(cls, instance_data_dir: str = "", **_others: Any) -> str:
+    def IS_CHANGED(cls, instance_data_dir: str = "", dataset_type: str = "image", **_others: Any) -> str:
         from ..training.data.folder import folder_fingerprint
 
-        return folder_fingerprint(dataset_folder(instance_data_dir))
+        return folder_fingerprint(dataset_folder(instance_data_dir), subfolders=dataset_type == "video")
 
     def describe(
         self,
@@ -83,6 +99,13 @@ class LongCatDataset:
         resolution_type: str = DatasetConfig.resolution_type,
         crop_style: str = DatasetConfig.crop_style,
         crop_aspect: str = DatasetConfig.crop_aspect,
+        num_frames: int = DatasetConfig.num_frames,
+        fps: float = DatasetConfig.fps,
+        clip_extraction: str = DatasetConfig.clip_extraction,
+        is_i2v: bool = DatasetConfig.is_i2v,
+        min_frames: int = DatasetConfig.min_frames,
+        bucket_strategy: str = DatasetConfig.bucket_strategy,
+        frame_interval: int = DatasetConfig.frame_interval,
     ) -> tuple[DatasetConfig]:
         config = DatasetConfig(
             id=id,
@@ -96,6 +119,13 @@ class LongCatDataset:
             resolution_type=resolution_type,
             crop_style=crop_style,
             crop_aspect=crop_aspect,
+            num_frames=num_frames,
+            fps=fps,
+            clip_extraction=clip_extraction,
+            is_i2v=is_i2v,
+            min_frames=min_frames,
+            bucket_strategy=bucket_strategy,
+            frame_interval=frame_interval,
         )
         return (config,)
 
@@ -105,8 +135,9 @@ class PairDatasets:
 
     DISPLAY_NAME = "Pair Datasets"
     DESCRIPTION = (
-        "Pairs each target with the reference of the same file name and reads the instructions. All faults are listed"
-        " at once; look at the contact sheet before a long training."
+        "Pairs each target with the reference of the same file name and reads the instructions; for videos the"
+        " references are their start frames. All faults are listed at once; look at the contact sheet before a long"
+        " training."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "pair"
@@ -114,16 +145,21 @@ class PairDatasets:
     RETURN_NAMES = ("pairs", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
         "The pairs, for the caches.",
-        "The first pairs: reference, target, instruction.",
-        "How many pairs there are, and in which buckets.",
+        "The first pairs: reference, target, instruction; of clips start, middle and last frame.",
+        "How many pairs there are, and in which buckets; of videos also their own frame rates.",
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "targets": socket(LONGCAT_DATASET, "The edited pictures, with an instruction each."),
-                "references": socket(LONGCAT_DATASET, "The pictures before the edit, of the same file names."),
+                "targets": socket(
+                    LONGCAT_DATASET, "The edited pictures or the videos, with an instruction or caption each."
+                ),
+                "references": socket(
+                    LONGCAT_DATASET,
+                    "The pictures before the edit, or the videos' start frames, of the same file names.",
+                ),
             }
         }
 
@@ -151,8 +187,8 @@ class LongCatJoinDatasets:
     RETURN_NAMES = ("pairs", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
         "The data of both, for the caches or another LongCatJoinDatasets.",
-        "The first pictures of each input, with their captions.",
-        "How many pictures there are, and in which buckets.",
+        "The first pictures or clips of each input, with their captions.",
+        "How many pictures or clips there are, and in which buckets.",
     )
 
     @classmethod
@@ -180,8 +216,8 @@ class CacheVAELatents:
 
     DISPLAY_NAME = "Cache VAE Latents"
     DESCRIPTION = (
-        "Encodes targets and references with the VAE, once: files are named by their contents, so a changed picture is"
-        " encoded anew and nobody ever has to clear a cache. Needed before TrainLoRA."
+        "Encodes targets and references with the VAE, once: files are named by their contents, so a changed picture or"
+        " video is encoded anew and nobody ever has to clear a cache. Needed before TrainLoRA."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "cache"
@@ -197,7 +233,7 @@ class CacheVAELatents:
                 "model": socket(LONGCAT_MODEL, "The model whose VAE encodes."),
                 "pairs": socket(
                     f"{LONGCAT_PAIRS},{LONGCAT_DATASET}",
-                    "Pairs from PairDatasets for an edit model; for text-to-image a captioned folder from"
+                    "Pairs from PairDatasets for an edit model; for text-to-image and video a captioned folder from"
                     " LongCatDataset, or several from LongCatJoinDatasets.",
                 ),
                 "cache_dir_vae": text("Where the targets' latents are kept." + below, "vae/targets"),
@@ -279,12 +315,23 @@ def dataset_folder(name: str) -> Path:
     example = roots.bases[0] / EXAMPLE_FOLDER
     if name in {f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES} and not example.exists():
         _draw_example(example)
+    clips = roots.bases[0] / EXAMPLE_CLIPS
+    if name in {f"{EXAMPLE_CLIPS}/{side}" for side in EXAMPLE_CLIPS_SIDES} and not clips.exists():
+        _draw_example_clips(clips)
     if name == EXAMPLE_CAPTIONED:
         from ..training.tiny.world import draw_example_pictures
 
         # Other shapes than the pairs': a workflow may train on both. An existing folder stays as it is.
         draw_example_pictures(roots.bases[0] / EXAMPLE_CAPTIONED, size=EXAMPLE_CAPTIONED_SIZE, seed=1)
     return roots.resolve_folder(name, "LongCatDataset.instance_data_dir")
+
+
+def _draw_example_clips(folder: Path) -> None:
+    from ..training.files import replacing_folder
+    from ..training.tiny.clips_world import draw_example_clips
+
+    with replacing_folder(folder) as temporary:
+        draw_example_clips(*(temporary / side for side in EXAMPLE_CLIPS_SIDES), **EXAMPLE_CLIPS_SHAPE)
 
 
 def _draw_example(folder: Path) -> None:

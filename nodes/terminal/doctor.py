@@ -17,14 +17,17 @@ REQUIRED = (
     "peft",
     "safetensors",
     "huggingface_hub",
+    "ftfy",
     "numpy",
     "pillow",
     "aiohttp",
+    "av",
 )
 """As in pyproject.toml; a test compares them."""
 
 OPTIONAL = {
     "optimum-quanto": "without it there is no int8-quanto (the released model then needs a card of 40 GB or more)",
+    "torchao": "without it there is no int8-torchao and no fp8-torchao",
 }
 """Package -> what its absence costs."""
 

@@ -1,10 +1,12 @@
 """Datasets, joined datasets and what the caches take, as nodes."""
 
+import shutil
 import time
 
 import pytest
 from comfyui_longcat.nodes.data import (
     EXAMPLE_CAPTIONED,
+    EXAMPLE_CLIPS,
     CacheVAELatents,
     LongCatDataset,
     LongCatJoinDatasets,
@@ -46,6 +48,13 @@ def test_every_setting_of_a_dataset_is_a_widget_and_arrives(module_host):
         "resolution_type": "pixel",
         "crop_style": "random",
         "crop_aspect": "square",
+        "num_frames": 49,
+        "fps": 24.0,
+        "clip_extraction": "multiple",
+        "is_i2v": True,
+        "min_frames": 9,
+        "bucket_strategy": "resolution_frames",
+        "frame_interval": 8,
     }
     config = dataset(captions="instanceprompt", resolution="512,1024", **settings)
     assert {name: getattr(config, name) for name in settings} == settings
@@ -110,3 +119,45 @@ def test_data_of_the_other_kind_is_refused_at_once(module_host, flavour, words):
         CacheVAELatents().cache(loaded, data, f"{flavour}/targets", f"{flavour}/references")
     assert time.perf_counter() - started < 2
     assert not (module_host.cache_dir() / flavour).exists()
+
+
+def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
+    clips, starts = f"{EXAMPLE_CLIPS}/clips", f"{EXAMPLE_CLIPS}/start-frames"
+    videos = dataset(clips, kind="video", num_frames=9)
+    paired, sheet, report = PairDatasets().pair(videos, dataset(starts, "starts", "conditioning", "none"))
+    assert [record.shape for record in paired.records] == [(64, 64, 9)] * 6
+    assert all(record.is_i2v and record.references for record in paired.records)
+    assert sheet.shape[0] == 1 and sheet.shape[3] == 3
+    assert report.splitlines() == [
+        "6 clips in 1 bucket:",
+        "  64x64@9: 6",
+        "Videos: 6 at 15 frames per second; 93 to 93 frames. Clips are taken at 15 per second.",
+        "Image-to-video: 6 clips go on from a start frame of the other folder.",
+    ]
+    alone, sheet, report = LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=9, is_i2v=True))
+    assert "6 clips go on from their own first frame" in report
+    assert not any(record.references for record in alone.records) and sheet.shape[0] == 1
+
+
+def test_missing_start_frames_stop_before_a_model_is_loaded(module_host):
+    clips, starts = f"{EXAMPLE_CLIPS}/clips", f"{EXAMPLE_CLIPS}/start-frames"
+    partly = module_host.home / "input" / "partly"
+    shutil.copytree(dataset(starts).instance_data_dir, partly)
+    gone = sorted(partly.iterdir())[2]
+    gone.unlink()
+    videos = dataset(clips, kind="video", num_frames=9)
+    with pytest.raises(DataError, match=f"1 of 6 videos have no picture .* start frames: {gone.stem}.mp4"):
+        PairDatasets().pair(videos, dataset("partly", "starts", "conditioning", "none"))
+    with pytest.raises(ConfigError, match="num_frames is 10;.* Use 9 or 13"):
+        dataset(clips, kind="video", num_frames=10)
+    with pytest.raises(DataError, match="6 of 6 videos are too short.*\\(93 of 97\\)"):
+        LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=97))
+
+
+def test_a_changed_folder_of_pictures_is_a_changed_video(module_host):
+    take = module_host.home / "input" / "takes" / "one"
+    take.mkdir(parents=True)
+    before = LongCatDataset.IS_CHANGED("takes", dataset_type="video")
+    (take / "0.png").write_bytes(b"a picture")
+    assert LongCatDataset.IS_CHANGED("takes", dataset_type="video") != before
+    assert LongCatDataset.IS_CHANGED("takes") == LongCatDataset.IS_CHANGED("takes", dataset_type="image")

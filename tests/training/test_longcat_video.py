@@ -10,7 +10,6 @@ from comfyui_longcat.training.models.latents import velocity_target
 from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily, VideoInputs
 from comfyui_longcat.training.models.video_latents import (
     denormalise,
-    fitting_frames,
     latent_frames,
     middle_frame,
     normalise,
@@ -135,22 +134,16 @@ def test_shift_is_the_released_one_for_every_size():
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (13, 4), (93, 24)])
 def test_frames_that_fit(frames, latents):
     assert latent_frames(frames) == latents
-    assert fitting_frames(frames) == frames
-
-
-@pytest.mark.parametrize(("frames", "fitting"), [(2, 1), (4, 1), (94, 93), (96, 93), (97, 97)])
-def test_frames_are_cut_down_never_up(frames, fitting):
-    assert fitting_frames(frames) == fitting
 
 
 @pytest.mark.parametrize(("frames", "hint"), [(10, "9 or 13"), (94, "93 or 97"), (0, "1 or 5")])
 def test_frames_that_the_vae_would_drop_are_refused(frames, hint):
-    with pytest.raises(ConfigError, match=f"The clip has {frames} frames; .* such as {hint}"):
+    with pytest.raises(ConfigError, match=f"number of frames is {frames}; .* Use {hint}"):
         latent_frames(frames)
 
 
 def test_clips_are_checked_before_the_vae_sees_them():
-    with pytest.raises(ConfigError, match="The clip has 6 frames"):
+    with pytest.raises(ConfigError, match="The clip's number of frames is 6"):
         FAMILY.encode_pixels(None, torch.zeros(1, 3, 6, 64, 64))
     with pytest.raises(ConfigError, match="The clip is 64x72 px; both sides must be multiples of 16"):
         FAMILY.encode_pixels(None, torch.zeros(1, 3, 5, 72, 64))

@@ -9,12 +9,11 @@ from comfyui_longcat.training.models.components import TextEncoder
 from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily
 from comfyui_longcat.training.models.longcat_video_prompt import (
     PROMPT_SLOTS,
-    QWEN,
-    UMT5,
     clean_prompt,
     encode_prompt,
     fill_slots,
 )
+from comfyui_longcat.training.models.video_components import QWEN, UMT5
 
 FAMILY = LongCatVideoFamily()
 CHINESE = "\u7ea2\u8272\u5706\u5f62\u5411\u4e0a\u79fb\u52a8"
@@ -27,8 +26,11 @@ def encoders():
     from comfyui_longcat.training.tiny.video_checkpoint import build_tiny_video_checkpoint
 
     def build(folder, kind):
+        from transformers import AutoTokenizer
+
         build_tiny_video_checkpoint(folder, kind)
-        return load_text_encoder(folder, torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        return TextEncoder(model=load_text_encoder(folder, torch.float32), tokenizer=tokenizer, image_processor=None)
 
     return build
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_longcat.training.errors import ModelError
+from comfyui_longcat.training.models.components import TextEncoder
 from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily
-from comfyui_longcat.training.models.longcat_video_prompt import QWEN, UMT5
 from comfyui_longcat.training.models.video_components import (
+    QWEN,
+    UMT5,
     check_folder,
     load_text_encoder,
     load_transformer,
@@ -95,7 +97,7 @@ def test_every_part_is_read_in_the_precision_asked_for(twin):
     assert load_vae(twin).dtype == torch.float32
     for dtype in (torch.float32, torch.bfloat16):
         assert {p.dtype for p in load_transformer(twin, dtype).parameters()} == {dtype}
-        assert load_text_encoder(twin, dtype).model.dtype == dtype
+        assert load_text_encoder(twin, dtype).dtype == dtype
 
 
 def test_parts_are_finished_block_by_block(twin):
@@ -107,7 +109,14 @@ def test_parts_are_finished_block_by_block(twin):
 
 @torch.no_grad()
 def test_a_prompt_and_a_start_frame_go_through_all_parts(twin):
-    vae, text_encoder = load_vae(twin), load_text_encoder(twin, torch.float32)
+    from transformers import AutoTokenizer
+
+    vae = load_vae(twin)
+    text_encoder = TextEncoder(
+        model=load_text_encoder(twin, torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(twin / "tokenizer"),
+        image_processor=None,
+    )
     transformer = load_transformer(twin, torch.float32)
     pixels = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = FAMILY.encode_pixels(vae, pixels)
@@ -137,8 +146,8 @@ def test_untrained_it_points_away_from_the_noise(twin):
 
 
 def test_a_text_encoder_of_another_width_is_refused_with_both_numbers(copy):
-    change(copy / "dit" / "config.json", caption_channels=4096)
-    with pytest.raises(ModelError, match=r"text_encoder gives embeddings 64 wide, .*dit was trained on 4096"):
+    change(copy / "text_encoder" / "config.json", d_model=3584, hidden_size=3584, text_config=None)
+    with pytest.raises(ModelError, match=r"text_encoder gives embeddings 3584 wide, .*dit was trained on 64"):
         check_folder(copy)
 
 
@@ -152,7 +161,6 @@ def test_widths_of_the_encoders_in_all_their_layouts():
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("dit", {"_class_name": "WanTransformer3DModel"}, "dit holds a WanTransformer3DModel; longcat_video needs"),
         ("vae", {"_class_name": "AutoencoderKL"}, "vae holds a AutoencoderKL; .* AutoencoderKLWan"),
         ("vae", {"z_dim": 48}, "48 latent channels, .* takes 16"),
         ("vae", {"latents_mean": None}, "no latents_mean of 16 numbers"),
@@ -186,6 +194,31 @@ def test_weights_that_lack_a_tensor_are_refused(copy):
     save_file(tensors, path)
     with pytest.raises(ModelError, match=r"final_layer\.linear\.weight"):
         load_transformer(copy, torch.float32)
+
+
+def test_transformers_with_other_tensors_are_refused_by_name(copy):
+    path = copy / "dit" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(tensors | {"audio_proj.proj1.weight": torch.zeros(4)}, path)
+    with pytest.raises(ModelError, match="dit holds LongCat-Video-Avatar"):
+        check_folder(copy)
+    save_file({"patch_embedding.weight": torch.zeros(4)}, path)
+    with pytest.raises(ModelError, match="dit is no transformer of LongCat-Video"):
+        check_folder(copy)
+
+
+def test_the_folder_may_have_fastvideos_name_and_no_settings(copy, twin):
+    (copy / "dit").rename(copy / "transformer")
+    (copy / "transformer" / "config.json").write_text('{"num_attention_heads": 2}', encoding="utf-8")
+    check_folder(copy)
+    loaded, wanted = (load_transformer(folder, torch.float32) for folder in (copy, twin))
+    assert loaded.config.text_tokens_zero_pad is True
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_padding_is_attended_as_the_checkpoint_says(copy):
+    change(copy / "dit" / "config.json", text_tokens_zero_pad=False)
+    assert load_transformer(copy, torch.float32).config.text_tokens_zero_pad is False
 
 
 def test_sharded_weights_are_read(copy):

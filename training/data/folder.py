@@ -70,16 +70,25 @@ def scan_folder(role: str, config: DatasetConfig) -> PictureFolder:
     )
 
 
-def folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path, subfolders: bool = False) -> str:
     """Hash of the names, sizes and modification times of a folder's own files; equal for missing and empty ones.
 
     Cheap: it tells whether a folder may have changed, not what is in it.
+
+    Args:
+        subfolders: whether the files of its sub-folders count, too: those of videos that are folders of pictures.
     """
     if not folder.is_dir():
         return sha256_of_json([])
+    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if subfolders else []
+    own = _states_of(folder)
+    return sha256_of_json([own, *([path.name, _states_of(path)] for path in inner)] if inner else own)
+
+
+def _states_of(folder: Path) -> list[list[str | int]]:
     with os.scandir(folder) as entries:
         files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return sha256_of_json(sorted([name, state.st_size, state.st_mtime_ns] for name, state in files))
+    return sorted([name, state.st_size, state.st_mtime_ns] for name, state in files)
 
 
 def stem_of(name: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from .longcat_image_prompt import position_ids
+from .video_components import QWEN, UMT5
 
 if TYPE_CHECKING:
     from .components import TextEncoder
@@ -26,9 +27,6 @@ logger = logging.getLogger(__name__)
 
 PROMPT_SLOTS = 512
 """Tokens that every prompt is cut or filled up to."""
-
-UMT5, QWEN = "umt5", "qwen2_5_vl"
-"""`model_type` in text_encoder/config.json."""
 
 
 def clean_prompt(prompt: str) -> str:

@@ -1,6 +1,6 @@
 """The parts of a LongCat-Video folder: whether they are there and fit together, and how each is read.
 
-The released layout has the transformer in `dit`, and no model_index.json.
+The released layout has the transformer in `dit`, and no model_index.json; FastVideo's has it in `transformer`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,27 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from .block_loading import Finish, fill, reading_folder
 from .checkpoint_files import check_weights, read_json, weight_files
-from .components import TextEncoder, _from_folder, _tokenizer
-from .longcat_video_prompt import QWEN, UMT5
+from .components import _from_folder
+from .tensor_file import read_tensor_file
+from .video_dit.keys import VideoKeys, assemble, recognise
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-TRANSFORMER = "dit"
+TRANSFORMER_FOLDERS = ("dit", "transformer")
+
+SETTINGS = ("mlp_ratio", "text_tokens_zero_pad")
+"""Entries of the transformer's config.json that its tensors do not tell."""
 
 CLASSES = {
-    TRANSFORMER: ("LongCatVideoTransformer3DModel",),
     "vae": ("AutoencoderKLWan",),
     "text_encoder": ("UMT5EncoderModel", "Qwen2_5_VLForConditionalGeneration"),
 }
 """Folder to the classes that its config.json may name."""
+
+UMT5, QWEN = "umt5", "qwen2_5_vl"
+"""`model_type` in text_encoder/config.json."""
 
 WIDTH_KEYS = {UMT5: "d_model", QWEN: "hidden_size"}
 
@@ -38,6 +44,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ModelError: naming what was found and what is wanted.
     """
+    path = transformer_folder(folder)
     configs = {part: read_json(folder / part / "config.json") for part in CLASSES}
     for part, wanted in CLASSES.items():
         found = _class_name(configs[part])
@@ -46,14 +53,20 @@ def check_folder(folder: Path) -> None:
                 f"{folder / part} holds a {found}; longcat_video needs a {' or '.join(wanted)} there. Choose a folder"
                 " of LongCat-Video (such as meituan-longcat/LongCat-Video), or another model_family."
             )
-    _check_widths(folder, configs)
+    _check_widths(folder, configs, path, _transformer_config(path, _transformer_keys(path)))
     if not (folder / "tokenizer" / "tokenizer_config.json").is_file():
         raise ModelError(
             f"{folder / 'tokenizer'} has no tokenizer_config.json. The folder is incomplete: copy or download it again."
         )
     for part in CLASSES:
-        for path in weight_files(folder / part):
-            check_weights(path)
+        for weights in weight_files(folder / part):
+            check_weights(weights)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the transformer is; `dit`, if it is nowhere."""
+    paths = [folder / name for name in TRANSFORMER_FOLDERS]
+    return next((path for path in paths if (path / "config.json").is_file()), paths[0])
 
 
 def text_width(config: dict[str, Any]) -> int | None:
@@ -77,18 +90,8 @@ def load_vae(folder: Path) -> nn.Module:
     return _from_folder(AutoencoderKLWan, folder / "vae", torch.float32)
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder:
-    """What reads prompts, with its tokenizer, on the CPU.
-
-    Raises:
-        ModelError: the files are damaged or of another model.
-    """
-    model = load_text_model(folder, dtype)
-    return TextEncoder(model=model, tokenizer=_tokenizer(folder / "tokenizer"), image_processor=None)
-
-
-def load_text_model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The UMT5 or Qwen2.5-VL of a checkpoint, on the CPU; its config.json decides of which kind it is.
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """UMT5EncoderModel or Qwen2_5_VLForConditionalGeneration, as its config.json says, on the CPU.
 
     Raises:
         ModelError: the files are damaged or of another model.
@@ -104,7 +107,7 @@ def load_text_model(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:
-    """LongCatVideoTransformer3DModel, read block by block.
+    """LongCatVideoTransformer3DModel, read block by block from any layout of names.
 
     Args:
         folder: of the checkpoint.
@@ -118,28 +121,38 @@ def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = N
 
     from .video_dit.dit import LongCatVideoTransformer3DModel
 
-    path = folder / TRANSFORMER
+    path = transformer_folder(folder)
+    keys = _transformer_keys(path)
     with torch.device("meta"):
-        model = LongCatVideoTransformer3DModel.from_config(read_json(path / "config.json"))
-    with reading_folder(path, dtype) as (names, read):
-        fill(model, names, read, finish, path)
-    return model
+        model = LongCatVideoTransformer3DModel(**_transformer_config(path, keys))
+    with reading_folder(path, dtype) as (_, read):
+        fill(model, keys.sources, lambda name: assemble(keys, name, read), finish, path)
+    return model.eval()
 
 
-def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    transformer = configs[TRANSFORMER]
-    width, wanted = text_width(configs["text_encoder"]), transformer.get("caption_channels")
+def _transformer_keys(path: Path) -> VideoKeys:
+    shapes = {name: shape for file in weight_files(path) for name, shape in read_tensor_file(file).shapes.items()}
+    return recognise(shapes, path)
+
+
+def _transformer_config(path: Path, keys: VideoKeys) -> dict[str, Any]:
+    settings = read_json(path / "config.json")
+    return keys.config | {name: settings[name] for name in SETTINGS if name in settings}
+
+
+def _check_widths(folder: Path, configs: dict[str, dict[str, Any]], path: Path, transformer: dict[str, Any]) -> None:
+    width, wanted = text_width(configs["text_encoder"]), transformer["caption_channels"]
     if width is None or width != wanted:
         raise ModelError(
-            f"{folder / 'text_encoder'} gives embeddings {width} wide, {folder / TRANSFORMER} was trained on {wanted}"
+            f"{folder / 'text_encoder'} gives embeddings {width} wide, {path} was trained on {wanted}"
             " (caption_channels). They are of different models; filling up or cutting would give it texts that mean"
             " nothing. Use the text encoder that came with this transformer (UMT5-XXL, 4096, in the released model)."
         )
-    channels, wanted = configs["vae"].get(LATENT_CHANNELS), transformer.get("in_channels")
+    channels, wanted = configs["vae"].get(LATENT_CHANNELS), transformer["in_channels"]
     if channels != wanted:
         raise ModelError(
-            f"{folder / 'vae'} has {channels} latent channels, {folder / TRANSFORMER} takes {wanted}. They are of"
-            " different models: copy or download the folder again."
+            f"{folder / 'vae'} has {channels} latent channels, {path} takes {wanted}. They are of different models:"
+            " copy or download the folder again."
         )
     _check_statistics(folder / "vae", configs["vae"])
 

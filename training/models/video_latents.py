@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.video_buckets import FRAME_STEP, check_frames
 from ..errors import ConfigError
 from ..sizes import PIXELS_PER_TOKEN
-
-FRAMES_PER_LATENT = 4
-"""The first frame has a latent of its own, then each four have one."""
-
-
-def fitting_frames(frames: int) -> int:
-    """The largest number of frames that is not above `frames` and that the VAE keeps whole: 1, 5, 9, ... 93, ..."""
-    return (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
 
 
 def latent_frames(frames: int) -> int:
@@ -30,13 +23,8 @@ def latent_frames(frames: int) -> int:
     Raises:
         ConfigError: the VAE would drop the clip's last frames without a word.
     """
-    if frames < 1 or fitting_frames(frames) != frames:
-        lower = fitting_frames(max(frames, 1))
-        raise ConfigError(
-            f"The clip has {frames} frames; the number must be 1 more than a multiple of {FRAMES_PER_LATENT}, such as"
-            f" {lower} or {lower + FRAMES_PER_LATENT}. Cut the clip, or ask for another number of frames."
-        )
-    return (frames - 1) // FRAMES_PER_LATENT + 1
+    check_frames("The clip's number of frames", frames)
+    return (frames - 1) // FRAME_STEP + 1
 
 
 def check_clip(pixels: Tensor) -> None:

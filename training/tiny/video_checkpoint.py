@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing_folder
-from ..models.longcat_video_prompt import QWEN, UMT5
 from ..models.quiet import no_progress_bars
+from ..models.video_components import QWEN, UMT5
 from .image_checkpoint import (
     BUILDER_VERSION,
     GAIN,
