@@ -94,7 +94,7 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
         if files:
             model = single_file.load_text_encoder(files.text_encoder, dtype)
         elif not sees:
-            model = video_components.load_text_model(folder, dtype)
+            model = video_components.load_text_encoder(folder, dtype)
         else:
             model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
         for name, block in blocks_of(model).items():
