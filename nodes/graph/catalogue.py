@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...training.config import ModelConfig
 from ...training.config_file import GuideRun, read_run
 from ...training.files import replacing
 from ..host import use_host
@@ -73,6 +74,48 @@ T2I_DATA = [
 ]
 """SimpleTuner's LongCat-Image quickstart, on the drawn example."""
 
+EXAMPLE_CLIP_PROMPT = "a purple circle moves to the right"
+"""In the words of the drawn clips."""
+
+VIDEO_CONFIG = {
+    **SHARED,
+    "model_family": "longcat_video",
+    "model_flavour": "final",
+    "learning_rate": 1e-4,
+    "lora_rank": 8,
+    "validation_num_video_frames": 93,
+    "validation_guidance": 4.0,
+    "validation_num_inference_steps": 40,
+}
+I2V_CONFIG = {
+    **VIDEO_CONFIG,
+    "run_name": "longcat-i2v-lora",
+    # The guide's; the start frame's own orientation decides which side is the width.
+    "validation_resolution": "480x832",
+    "validation_using_datasets": True,
+    "eval_dataset_id": "longcat-video-val",
+}
+T2V_CONFIG = {**VIDEO_CONFIG, "run_name": "longcat-t2v-lora", "validation_resolution": "832x480"}
+CLIPS = {
+    "dataset_type": "video",
+    "instance_data_dir": "longcat-example-clips/clips",
+    "caption_strategy": "textfile",
+    "resolution": 480,
+}
+START_FRAMES = {
+    "dataset_type": "conditioning",
+    "instance_data_dir": "longcat-example-clips/start-frames",
+    "resolution": 480,
+}
+I2V_DATA = [
+    {"id": "longcat-video-train", **CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-cond"]},
+    {"id": "longcat-video-cond", **START_FRAMES},
+    {"id": "longcat-video-val", **CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-val-cond"]},
+    {"id": "longcat-video-val-cond", **START_FRAMES},
+]
+T2V_DATA = [{"id": "longcat-video-train", **CLIPS}]
+"""SimpleTuner's LongCat-Video image-to-video quickstart, on the drawn example; and without start frames."""
+
 
 def longcat_image_edit_train() -> Graph:
     """Two folders of pictures -> an edit LoRA, with the values of SimpleTuner's LongCat-Image edit quickstart."""
@@ -118,6 +161,41 @@ def longcat_image_t2i_sample() -> Graph:
     return sampling_graph("longcat_image_t2i_sample", model, NO_LORA, [sample])
 
 
+def longcat_video_t2v_train() -> Graph:
+    """Captioned clips -> a text-to-video LoRA, with the values of SimpleTuner's LongCat-Video quickstart."""
+    return training_graph(_described(T2V_CONFIG, T2V_DATA), "longcat_video_t2v_train")
+
+
+def longcat_video_i2v_train() -> Graph:
+    """Clips and their start frames -> an image-to-video LoRA, with the values of the same quickstart."""
+    return training_graph(_described(I2V_CONFIG, I2V_DATA), "longcat_video_i2v_train")
+
+
+def longcat_video_t2v_sample() -> Graph:
+    """A prompt -> a clip, with a LoRA or without."""
+    return _video_sample("longcat_video_t2v_sample", None, "video/longcat-t2v")
+
+
+def longcat_video_i2v_sample() -> Graph:
+    """A start frame and a prompt -> a clip, with a LoRA or without."""
+    return _video_sample("longcat_video_i2v_sample", SAMPLE_PICTURE, "video/longcat-i2v")
+
+
+def _video_sample(name: str, picture: str | None, filename_prefix: str) -> Graph:
+    sample = Sampling(
+        prompt=EXAMPLE_CLIP_PROMPT,
+        picture=picture,
+        width=832,
+        height=480,
+        num_frames=93,
+        num_inference_steps=40,
+        guidance_scale=4.0,
+        filename_prefix=filename_prefix,
+    )
+    model = ModelConfig(model_family="longcat_video", model_flavour="final", **SMALL_CARD)
+    return sampling_graph(name, model, NO_LORA, [sample])
+
+
 def _described(config: dict[str, Any], datasets: list[dict[str, Any]]) -> GuideRun:
     # Without the files' text: a shipped workflow is described by its widgets alone.
     return replace(read_run(config, datasets), config={}, datasets=())
@@ -128,6 +206,8 @@ WORKFLOWS: dict[str, Callable[[], Graph]] = {
     "longcat_image_edit_sample": longcat_image_edit_sample,
     "longcat_image_t2i_train": longcat_image_t2i_train,
     "longcat_image_t2i_sample": longcat_image_t2i_sample,
+    "longcat_video_t2v_sample": longcat_video_t2v_sample,
+    "longcat_video_i2v_sample": longcat_video_i2v_sample,
 }
 
 

@@ -6,12 +6,16 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ...training.config import ModelConfig
 from ...training.errors import LongCatError
 from .catalogue import node_classes
 from .signature import is_link, signature_of
 
 TINY_SIDE = 64
 """Px, the side the tiny twins are made for."""
+
+TINY_FRAMES = 9
+"""Of a clip: 3 latent frames."""
 
 LONGEST_PROMPT = 60
 """Characters; the twins' tokenizer knows few merges, so a long prompt would not fit its slots."""
@@ -26,6 +30,14 @@ AT_MOST: dict[tuple[str, str], int] = {
     ("TrainLoRA", "max_train_steps"): 8,
     ("LongCatSampleEdit", "num_inference_steps"): 4,
     ("LongCatSampleT2I", "num_inference_steps"): 4,
+    ("LongCatSampleT2V", "num_inference_steps"): 4,
+    ("SampleI2V", "num_inference_steps"): 4,
+    ("LongCatDataset", "num_frames"): TINY_FRAMES,
+    ("LongCatDataset", "min_frames"): TINY_FRAMES,
+    ("LongCatDataset", "frame_interval"): TINY_FRAMES - 1,
+    ("LongCatValidation", "validation_num_video_frames"): TINY_FRAMES,
+    ("LongCatSampleT2V", "num_frames"): TINY_FRAMES,
+    ("SampleI2V", "num_frames"): TINY_FRAMES,
 }
 """Numbers that are brought down; smaller ones stay as they are."""
 
@@ -46,6 +58,13 @@ EXACTLY: dict[tuple[str, str], Any] = {
     ("LongCatSampleEdit", "height"): TINY_SIDE,
     ("LongCatSampleT2I", "width"): TINY_SIDE,
     ("LongCatSampleT2I", "height"): TINY_SIDE,
+    ("LongCatSampleT2V", "width"): TINY_SIDE,
+    ("LongCatSampleT2V", "height"): TINY_SIDE,
+    ("SampleI2V", "width"): TINY_SIDE,
+    ("SampleI2V", "height"): TINY_SIDE,
+    # The distilled LoRA is left out with all the others.
+    ("LongCatSampleT2V", "distilled"): False,
+    ("SampleI2V", "distilled"): False,
 }
 
 PROMPTS = {
@@ -66,7 +85,7 @@ PRECISIONS: dict[tuple[str, str], str] = {
 
 
 def tiny_value(class_type: str, name: str, value: Any, quantised: bool | None) -> Any:
-    """What `value` of this widget becomes; `quantised` as in `make_tiny`."""
+    """What `value` of this widget becomes; `quantised` as in `make_tiny`. The flavour: see `tiny_flavour`."""
     key = (class_type, name)
     if key in AT_MOST:
         return min(value, AT_MOST[key])
@@ -74,8 +93,6 @@ def tiny_value(class_type: str, name: str, value: Any, quantised: bool | None) -
         return EXACTLY[key]
     if key in PROMPTS:
         return "\n".join(line[:LONGEST_PROMPT] for line in value.splitlines())
-    if key == ("LoadLongCat", "model_flavour"):
-        return tiny_flavour(value)
     if key in PRECISIONS and not _keeps(value, quantised):
         return PRECISIONS[key]
     if key == ("TrainLoRA", "run_name"):
@@ -88,14 +105,16 @@ def tiny_run_name(name: str) -> str:
     return name if name.endswith("-tiny") else f"{name}-tiny"
 
 
-def tiny_flavour(flavour: str) -> str:
+def tiny_flavour(family: str, flavour: str) -> str:
     """The twin that does the same work as `flavour`. An unknown one stays, so that it is refused by its name."""
     from ...training.models.family import FLAVOURS
 
-    wanted = FLAVOURS.get(flavour)
+    wanted = FLAVOURS.get((family, flavour))
     if wanted is None:
         return flavour
-    return next(name for name, twin in FLAVOURS.items() if twin.repo_id is None and twin.pipeline == wanted.pipeline)
+    return next(
+        name for (_, name), twin in FLAVOURS.items() if twin.repo_id is None and twin.pipeline == wanted.pipeline
+    )
 
 
 def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dict[str, Any]:
@@ -111,9 +130,16 @@ def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dic
             _shrink_ui_node(node, quantised)
         return tiny
     for node in tiny.values():
-        for name, value in node["inputs"].items():
-            if not is_link(value):
-                node["inputs"][name] = tiny_value(node["class_type"], name, value, quantised)
+        given = {name: value for name, value in node["inputs"].items() if not is_link(value)}
+        node["inputs"] |= _tiny_values(node["class_type"], given, quantised)
+    return tiny
+
+
+def _tiny_values(class_type: str, values: Mapping[str, Any], quantised: bool | None) -> dict[str, Any]:
+    tiny = {name: tiny_value(class_type, name, value, quantised) for name, value in values.items()}
+    if class_type == "LoadLongCat" and "model_flavour" in values:
+        family = values.get("model_family", ModelConfig.model_family)
+        tiny["model_flavour"] = tiny_flavour(family, values["model_flavour"])
     return tiny
 
 
@@ -122,10 +148,11 @@ def _shrink_ui_node(node: dict[str, Any], quantised: bool | None) -> None:
     values = node.get("widgets_values")
     if node_class is None or not isinstance(values, list):
         return
-    slots = signature_of(node_class).widget_slots()
-    for position, (name, _) in enumerate(slots[: len(values)]):
-        if name:
-            values[position] = tiny_value(node["type"], name, values[position], quantised)
+    names = [name for name, _ in signature_of(node_class).widget_slots()[: len(values)]]
+    given = {name: value for name, value in zip(names, values, strict=False) if name}
+    tiny = _tiny_values(node["type"], given, quantised)
+    node["widgets_values"] = [tiny.get(name, value) for name, value in zip(names, values, strict=False)]
+    node["widgets_values"] += values[len(names) :]
 
 
 def _keeps(precision: str, quantised: bool | None) -> bool:
