@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import DatasetConfig
-from .config_keys import CONFIG_KEYS, DATA_KEYS, NO_VIDEO
+from .config_keys import CLIP_FIELDS, CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS
 from .config_values import check_keys, field_values, nearest
 from .errors import ConfigError
 
@@ -20,10 +20,13 @@ TARGETS_CACHE, REFERENCES_CACHE = "vae/targets", "vae/references"
 OWN_TO_TARGETS = ("caption_strategy", "instance_prompt")
 """Keys of config.json that are not meant for reference pictures: their captions would replace the instructions."""
 
+OWN_TO_VIDEOS = (*CLIP_FIELDS, "is_i2v")
+"""Keys that say nothing about pictures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuideSet:
-    """Pictures to learn, with their references if it is an edit."""
+    """Pictures or videos to learn, with their references or start frames if there are any."""
 
     targets: DatasetConfig
     references: DatasetConfig | None = None
@@ -64,8 +67,6 @@ def _pictures(datasets: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping[
         name = entry.get("id")
         where = f"dataset {name!r}" if name else f"dataset {number} of the data file"
         kind = entry.get("dataset_type") or "image"
-        if kind == "video":
-            raise ConfigError(f"{where} has dataset_type 'video'. {NO_VIDEO} Use pictures.")
         check_keys(entry, DATA_KEYS, where)
         if entry.get("disabled"):
             notes.append(f"{where} is disabled and left out.")
@@ -73,7 +74,7 @@ def _pictures(datasets: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping[
             notes.append(f"{where}: of {kind} only cache_dir counts. {DATA_KEYS['text_embeds'].meaning}")
         else:
             _check_entry(where, entry, entries)
-            entries[name] = entry
+            entries[name] = with_video_keys(entry, where)
             notes += [f"{where}, {key}: {DATA_KEYS[key].meaning}" for key in entry if DATA_KEYS[key].without_effect]
     return entries, notes
 
@@ -86,6 +87,35 @@ def _check_entry(where: str, entry: Mapping[str, Any], known: Mapping[str, Any])
         raise ConfigError(f"Two datasets have the id {name!r}. Rename one, here and where it is referred to.")
     if not entry.get("instance_data_dir"):
         raise ConfigError(f"{where} has no instance_data_dir; give the folder of its pictures.")
+    given = [key for key in ("video", *OWN_TO_VIDEOS) if entry.get(key)]
+    if given and entry.get("dataset_type") not in ("video", "eval"):
+        raise ConfigError(
+            f"{where} has {given[0]}, which is about videos, and dataset_type {entry.get('dataset_type') or 'image'!r}."
+            " Set dataset_type to 'video', or remove the key."
+        )
+
+
+def with_video_keys(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`entry` with what its section `video` says put beside it.
+
+    Raises:
+        ConfigError: the section is no object, has an unknown key or an impossible value, or contradicts a key beside
+            it.
+    """
+    section = entry.get("video") or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f'{where}: video is {section!r}; it must be an object, such as {{"num_frames": 93}}.')
+    check_keys(section, VIDEO_KEYS, f"{where}, video")
+    flat = {key: value for key, value in entry.items() if key != "video"}
+    for key, value in section.items():
+        if VIDEO_KEYS[key].owner is None:
+            continue
+        if flat.get(key, value) != value:
+            raise ConfigError(
+                f"{where}: {key} is {flat[key]!r}, and {value!r} in its section video. Remove one of them."
+            )
+        flat[key] = value
+    return flat
 
 
 def _references_of(name: str, entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
@@ -93,8 +123,8 @@ def _references_of(name: str, entry: Mapping[str, Any], entries: Mapping[str, An
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or len(named) > 1:
         raise ConfigError(
-            f"dataset {name!r} has conditioning_data {named!r}; the released models edit one reference picture: give"
-            " the id of one dataset."
+            f"dataset {name!r} has conditioning_data {named!r}; the released models take one reference picture or"
+            " start frame: give the id of one dataset."
         )
     if not named:
         return None
@@ -133,7 +163,7 @@ def _evaluation(config: Mapping[str, Any], entries: Mapping[str, Any], targets: 
 def _set_of(
     config: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]], name: str, references: str | None
 ) -> GuideSet:
-    targets = _dataset(config, entries[name], "image")
+    targets = _dataset(config, entries[name], _role_of(config, entries[name]))
     caches = {}
     if cache := entries[name].get("cache_dir_vae"):
         caches["cache_dir_vae"] = str(cache)
@@ -148,8 +178,15 @@ def _set_of(
     return GuideSet(targets=targets, references=_dataset(config, entries[references], "conditioning"), **caches)
 
 
+def _role_of(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    kind = entry.get("dataset_type")
+    is_video = kind == "video" or (kind == "eval" and config.get("model_family") == "longcat_video")
+    return "video" if is_video else "image"
+
+
 def _dataset(config: Mapping[str, Any], entry: Mapping[str, Any], role: str) -> DatasetConfig:
     without = OWN_TO_TARGETS if role == "conditioning" else ()
+    without = (*without, *(() if role == "video" else OWN_TO_VIDEOS))
     # The dataset's own words go before those for all of them.
     shared = {key: value for key, value in config.items() if key not in without}
     values = field_values(DatasetConfig, shared, CONFIG_KEYS) | field_values(DatasetConfig, entry, DATA_KEYS)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
+from .config_dataset import ClipConfig
 from .options import option_of
-
-NO_VIDEO = "LongCat-Video is not part of this version; LongCat-Image (final, dev, edit) is."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +83,13 @@ _READ: dict[str, Key] = {
         help="The data file, looked for beside config.json, then from the current folder; without this key"
         " multidatabackend.json beside config.json."
     ),
-    "eval_dataset_id": Key(help="The dataset of this id is not trained on; its pictures are what validation samples."),
+    "eval_dataset_id": Key(
+        help="The dataset of this id is not trained on; its pictures, or its captions and start frames, are what"
+        " validation samples."
+    ),
     "validation_using_datasets": Key(
-        help="Edits are always validated on pictures of a dataset, so true changes nothing; a text-to-image flavour"
-        " needs none, and takes its captions.",
+        help="Edits and image-to-video are always validated on pictures of a dataset, so true changes nothing; text-to-"
+        "image and text-to-video need none, and take the captions.",
         accepts=(True, False),
     ),
     "validation_steps": _field(
@@ -96,11 +98,13 @@ _READ: dict[str, Key] = {
     "flow_schedule_shift": _field(
         TrainingOptions,
         "flow_schedule_shift",
-        "Shift of the training noise levels. 0 or absent: by resolution, as flow_schedule_auto_shift.",
+        "Shift of the training noise levels. 0 or absent: by resolution, as flow_schedule_auto_shift; absent for"
+        " LongCat-Video: 12, and there 0 is refused.",
     ),
     "flow_schedule_auto_shift": Key(
         help="true: the shift that the released schedule has at the resolution (widget 0), unless flow_schedule_shift"
-        " gives one. false: flow_schedule_shift, with 0 meaning no shift (widget 1) and absent SimpleTuner's 3."
+        " gives one. false: flow_schedule_shift, with 0 meaning no shift (widget 1) and absent SimpleTuner's 3, for"
+        " LongCat-Video 12."
     ),
     "lora_alpha": _field(
         TrainingOptions, "lora_alpha", "Scale of the adapter is alpha / rank. null or 0: alpha = rank."
@@ -144,7 +148,6 @@ _FIXED: dict[str, Key] = {
     "validation_prompt_library": _always("Write the prompts into validation_prompt, one a line.", False),
     "user_prompt_library": _always("Write the prompts into validation_prompt, one a line.", None, ""),
     "instance_data_dir": _always("Folders are named in the data file (data_backend_config).", None, ""),
-    "validation_num_video_frames": _always(f"The length of a video sample. {NO_VIDEO}", None),
     "resume_from_checkpoint": _always(
         "An unfinished run of the same settings is always resumed from its newest checkpoint.", "latest", None, ""
     ),
@@ -197,6 +200,9 @@ _WITHOUT_EFFECT: dict[str, Key] = {
 }
 """Keys that change nothing about the LoRA."""
 
+CLIP_FIELDS = tuple(_fields(ClipConfig))
+"""What a dataset may say about its clips, in its section `video` or beside it."""
+
 _DATASET_WIDE = ("id", "dataset_type", "instance_data_dir")
 """Data keys that say something about one dataset only."""
 
@@ -216,12 +222,12 @@ CONFIG_KEYS: dict[str, Key] = {
 
 DATA_KEYS: dict[str, Key] = {
     **_fields(DatasetConfig),
-    "type": _always("Pictures are read from local folders; cloud storage is not supported.", "local"),
+    "type": _always("Data are read from local folders; cloud storage is not supported.", "local"),
     "dataset_type": _field(
         DatasetConfig,
         "dataset_type",
-        "image, conditioning (the references), eval (as eval_dataset_id names it), or text_embeds (only cache_dir"
-        f" counts). video: {NO_VIDEO}",
+        "image, video, conditioning (the references or start frames), eval (as eval_dataset_id names it), or"
+        " text_embeds (only cache_dir counts).",
     ),
     "caption_strategy": _field(
         DatasetConfig, "caption_strategy", "Where captions come from; null: there are none (references)."
@@ -230,7 +236,7 @@ DATA_KEYS: dict[str, Key] = {
         DatasetConfig, "resolution", "One number, or several sizes as a list or with commas (1024x1024,1344x768)."
     ),
     "conditioning_data": Key(
-        help="The id of the reference pictures of this dataset; in the graph PairDatasets joins the two."
+        help="The id of this dataset's reference pictures or start frames; in the graph PairDatasets joins the two."
     ),
     "cache_dir_vae": Key(help="Where the latents of this dataset are kept; not the folder of another one."),
     "cache_dir": Key(help="Of a text_embeds entry: where embedded prompts are kept."),
@@ -239,8 +245,7 @@ DATA_KEYS: dict[str, Key] = {
         accepts=(True, False),
     ),
     "disabled": Key(help="true: the dataset is left out.", accepts=(True, False)),
-    "is_i2v": _always(f"Marks clips that start from a picture. {NO_VIDEO}", False),
-    "video": _always(f"Settings of clips. {NO_VIDEO}", None, {}),
+    "video": Key(help="How clips are taken from videos: an object of the keys below. For dataset_type video."),
     "probability": _always("Datasets are drawn by their sizes; give repeats instead.", 1, None),
     "only_instance_prompt": _always("Use caption_strategy instanceprompt.", False),
     "prepend_instance_prompt": _always("Captions are used as they are written.", False),
@@ -261,3 +266,9 @@ DATA_KEYS: dict[str, Key] = {
     "ignore_epochs": _noted("Runs are counted in steps."),
 }
 """Keys of an entry of the data file."""
+
+VIDEO_KEYS: dict[str, Key] = {
+    **{name: _field(DatasetConfig, name) for name in (*CLIP_FIELDS, "is_i2v")},
+    "max_frames": _always("No video is left out for its length; of a long one num_frames are taken.", None),
+}
+"""Keys of the section `video` of an entry of the data file."""

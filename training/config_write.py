@@ -11,9 +11,9 @@ from pathlib import PurePath
 from typing import Any
 
 from .config import DatasetConfig, TrainConfig, TrainingOptions, ValidationConfig
-from .config_data import GuideSet
+from .config_data import OWN_TO_VIDEOS, GuideSet
 from .config_file import GuideRun, read_run
-from .config_keys import CONFIG_KEYS
+from .config_keys import CLIP_FIELDS, CONFIG_KEYS
 from .errors import ConfigError
 
 Entries = dict[str, dict[str, Any]]
@@ -113,7 +113,17 @@ def _by_id(sets: Sequence[GuideSet]) -> dict[str, DatasetConfig]:
 
 def _entry(entry: Mapping[str, Any], dataset: DatasetConfig, before: DatasetConfig | None) -> dict[str, Any]:
     changed = dict(entry) or {"id": dataset.id, "type": "local"}
-    for name, value in _changes(dataset, before).items():
+    changes = _changes(dataset, before)
+    if dataset.dataset_type == "video":
+        section = dict(changed.get("video") or {})
+        inside = [name for name in changes if name in section or (name in CLIP_FIELDS and name not in entry)]
+        section |= {name: changes.pop(name) for name in inside}
+        changed |= {"video": section} if inside else {}
+    else:
+        for name in ("video", *OWN_TO_VIDEOS):
+            changed.pop(name, None)
+            changes.pop(name, None)
+    for name, value in changes.items():
         if name == "dataset_type" and value == "image":
             changed.pop(name, None)
         elif name == "crop_aspect" and "crop" in changed:

@@ -26,6 +26,9 @@ of TrainLoRA."""
 
 BLUE, GREEN, BROWN, PURPLE = "#3f789e", "#4b7f52", "#8a6d3b", "#6b5b95"
 
+EDIT_TITLES = ("Edited pictures + instructions", "Reference pictures")
+VIDEO_TITLES = ("Videos + captions", "Start frames")
+
 PICTURE = 340
 """Px kept free for a picture below a node's widgets."""
 
@@ -91,15 +94,14 @@ def _add_sets(graph: Graph, group: Group, sets: Sequence[GuideSet]) -> Link:
 
 
 def _add_set(graph: Graph, group: Group, each: GuideSet, suffix: str) -> Link:
+    video = each.targets.dataset_type == "video"
     if each.references is None:
-        title = f"Pictures + captions{suffix}"
+        title = f"{'Videos' if video else 'Pictures'} + captions{suffix}"
         return graph.add(group, "LongCatDataset", widget_values(each.targets), title).out("dataset")
+    titles = VIDEO_TITLES if video else EDIT_TITLES
     targets, references = (
         graph.add(group, "LongCatDataset", widget_values(dataset), title + suffix)
-        for dataset, title in (
-            (each.targets, "Edited pictures + instructions"),
-            (each.references, "Reference pictures"),
-        )
+        for dataset, title in zip((each.targets, each.references), titles, strict=True)
     )
     wired = {"targets": targets.out("dataset"), "references": references.out("dataset")}
     pairs = graph.add(group, "PairDatasets", wired, f"Pair them{suffix}")

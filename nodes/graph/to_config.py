@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ...training.config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
-from ...training.config_data import REFERENCES_CACHE, GuideSet
+from ...training.config_data import OWN_TO_VIDEOS, REFERENCES_CACHE, GuideSet
 from ...training.config_file import GuideRun, read_run
 from ...training.errors import ConfigError
 from .catalogue import node_classes
@@ -109,11 +110,17 @@ class _Reader:
             return [*self.sets(source, "first"), *self.sets(source, "second")]
         if kind == "PairDatasets":
             targets, references = (
-                self.config(DatasetConfig, self.source(source, side, NODE_OF[DatasetConfig]))
-                for side in ("targets", "references")
+                self.dataset(self.source(source, side, NODE_OF[DatasetConfig])) for side in ("targets", "references")
             )
             return [(targets, references)]
-        return [(self.config(DatasetConfig, source), None)]
+        return [(self.dataset(source), None)]
+
+    def dataset(self, node_id: str) -> DatasetConfig:
+        """Widgets about clips say nothing about pictures."""
+        found = self.config(DatasetConfig, node_id)
+        if found.dataset_type == "video":
+            return found
+        return replace(found, **{name: getattr(DatasetConfig, name) for name in OWN_TO_VIDEOS})
 
     def linked(self, node_id: str, name: str) -> bool:
         return is_link(self.graph[node_id]["inputs"].get(name))
