@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.video_buckets import FRAME_STEP, check_frames
 from ..errors import ConfigError
-from ..sizes import PIXELS_PER_TOKEN
+from ..sizes import FRAME_STEP, PIXELS_PER_TOKEN, check_frames
 
 
 def latent_frames(frames: int) -> int:
