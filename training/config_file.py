@@ -225,10 +225,10 @@ def _shift(config: Mapping[str, Any], notes: list[str]) -> float:
             notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which goes before it.")
         return shift
     if _is_video(config):
-        if shift == 0:
+        if shift == 0 and not auto:
             raise ConfigError(
                 "flow_schedule_shift is 0; LongCat-Video draws with shift 12, and 0 would leave no noise levels to"
-                " train. Give 12, or leave the key out."
+                " train. Give 12, or leave the key out, or set flow_schedule_auto_shift to true."
             )
         return 0.0
     if auto is False:
