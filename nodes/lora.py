@@ -7,7 +7,7 @@ from typing import Any
 
 from ..training.config import check_name
 from ..training.errors import LoraFileError
-from ..training.lora.layouts import LAYOUTS, PORTABLE
+from ..training.lora.names import LAYOUTS, PORTABLE
 from ..training.models.handle import LoraUse, ModelHandle
 from .host import current_host
 from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, text
@@ -60,8 +60,9 @@ class LongCatConvertLoRA:
 
     DISPLAY_NAME = "Convert LongCat LoRA"
     DESCRIPTION = (
-        "Reads a LoRA of LongCat-Image in any known layout and writes it in the chosen one, with exactly the same"
-        " effect, into models/loras. Nothing is overwritten: a number is added where the name is taken."
+        "Reads a LoRA of LongCat-Image or LongCat-Video in any known layout and writes it in the chosen one, with"
+        " exactly the same effect, into models/loras. Nothing is overwritten: a number is added where the name is"
+        " taken."
     )
     CATEGORY = "LongCat/model"
     FUNCTION = "convert"
@@ -73,8 +74,9 @@ class LongCatConvertLoRA:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         layout = (
-            "portable: for ComfyUI, diffusers and SimpleTuner; peft: a folder with adapter_config.json; native:"
-            " ComfyUI's own names; kohya: native names as kohya's scripts write them, with alpha."
+            "portable: as trained here. Of LongCat-Image: portable for ComfyUI, diffusers and SimpleTuner; peft: a"
+            " folder with adapter_config.json; native: ComfyUI's own names; kohya: native names as kohya's scripts"
+            " write them. Of LongCat-Video: official, wanvideowrapper and fastvideo for the programs of these names."
         )
         return {
             "required": {

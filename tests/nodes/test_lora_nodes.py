@@ -7,7 +7,7 @@ from comfyui_longcat.nodes.types import TrainedLora
 from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.file import read_lora
-from comfyui_longcat.training.lora.layouts import LAYOUTS
+from comfyui_longcat.training.lora.names import IMAGE
 from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
 from safetensors.torch import save_file
 
@@ -29,7 +29,7 @@ def lora(host):
     return host.home / "loras" / "cats.safetensors"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", IMAGE.layouts)
 def test_converts_a_file_of_the_list(host, lora, layout):
     answer = LongCatConvertLoRA().convert("cats.safetensors", layout, "")
     converted, path = answer["result"]

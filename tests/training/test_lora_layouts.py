@@ -8,7 +8,7 @@ import torch
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.convert import convert_lora
 from comfyui_longcat.training.lora.file import apply_lora, read_lora, read_metadata
-from comfyui_longcat.training.lora.layouts import LAYOUTS, find_layer
+from comfyui_longcat.training.lora.names import IMAGE, find_layer
 from diffusers import LongCatImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 
@@ -236,13 +236,13 @@ def sources(folder):
     yield folder / "peft"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", IMAGE.layouts)
 def test_round_trips_among_all_layouts(tmp_path, layout):
     for source in sources(tmp_path / "sources"):
         wanted = changes(source)
         there = convert_lora(source, layout, tmp_path / "there" / source.stem)
         assert_equal_changes(present(changes(there)), wanted, f"{source.stem} to {layout}")
-        for back in LAYOUTS:
+        for back in IMAGE.layouts:
             again = convert_lora(there, back, tmp_path / "back" / f"{source.stem}-{back}")
             assert_equal_changes(present(changes(again)), wanted, f"{source.stem} to {layout} to {back}")
 
@@ -273,8 +273,8 @@ def test_ranks_of_a_fused_module_add_up(tmp_path):
 def test_every_linear_of_the_model_has_a_native_name():
     linears = [name for name, module in make_model().named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(linears) == 2 * 14 + 3 * 6 + 6
-    assert {find_layer(name).module for name in linears} == set(linears)
-    assert find_layer("vector_in.in_layer") is None
+    assert {find_layer(IMAGE, name).name for name in linears} == set(linears)
+    assert find_layer(IMAGE, "vector_in.in_layer") is None
 
 
 def predict(model):
@@ -314,7 +314,7 @@ def test_nothing_is_overwritten_and_the_same_conversion_is_found_again(tmp_path)
     for number, name in enumerate(("a", "b")):
         adapters = {module: (a + number, b) for module, (a, b) in make_adapters().items()}
         save_file(keyed(adapters, lambda name: name), tmp_path / f"{name}.safetensors", {"longcat": '{"step": "5"}'})
-    for layout in LAYOUTS:
+    for layout in IMAGE.layouts:
         written = [convert_lora(tmp_path / f"{name}.safetensors", layout, tmp_path / layout) for name in "abab"]
         assert written[0] == written[2] != written[1] == written[3]
         top = written[1].parent if layout == "peft" else written[1]
@@ -388,9 +388,12 @@ def test_refuses_a_faulty_adapter_config(tmp_path, config, message):
 
 def test_a_lora_of_another_model_is_not_converted(tmp_path):
     save_file(
-        {f"diffusion_model.blocks.0.attn.qkv.lora_{x}.weight": torch.ones(4, 4) for x in "AB"},
+        {f"diffusion_model.blocks.0.attn.other.lora_{x}.weight": torch.ones(4, 4) for x in "AB"},
         tmp_path / "a.safetensors",
     )
-    with pytest.raises(LoraFileError, match=r"1 of 1 modules.*In the file: blocks\.0\.attn\.qkv; in the model: trans"):
+    message = (
+        r"1 of 1 modules.*not LongCat-Image or LongCat-Video's.*In the file: blocks\.0\.attn\.other; in the model: t"
+    )
+    with pytest.raises(LoraFileError, match=message):
         convert_lora(tmp_path / "a.safetensors", "peft", tmp_path / "b")
     assert not (tmp_path / "b").exists()

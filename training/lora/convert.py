@@ -1,4 +1,4 @@
-"""A LoRA from any layout into one of four, with the same effect."""
+"""A LoRA from any layout into one of its family's, with the same effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from ..errors import ConfigError, LoraFileError
 from ..files import replacing_folder, write_json, write_safetensors
 from .file import METADATA_KEY, read_lora, read_metadata
-from .layouts import LAYOUTS, PEFT, LoraWeights, check_modules, tensors_in
+from .layouts import check_modules, tensors_in
+from .names import LAYOUTS, PEFT
+from .regroup import LoraWeights
 from .scale import PEFT_CONFIG, PEFT_WEIGHTS
 
 ENDING = ".safetensors"
@@ -27,7 +29,7 @@ def convert_lora(path: Path, layout: str, destination: Path) -> Path:
 
     Args:
         path: a file or a folder that `read_lora` can read.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS that exists for the LoRA's family, which its keys tell.
         destination: without ending; `.safetensors` is added, and "peft" makes a folder. What is there already is
             returned if it is this very conversion, else left alone, and `-2`, `-3`, ... added to the name.
 
@@ -35,15 +37,20 @@ def convert_lora(path: Path, layout: str, destination: Path) -> Path:
         The safetensors file.
 
     Raises:
-        ConfigError: no such layout.
-        LoraFileError: the LoRA cannot be read, is not LongCat-Image's, or came back changed from the disk.
+        ConfigError: no such layout, or not for this family.
+        LoraFileError: the LoRA cannot be read, is of no family that is known here, or came back changed from the disk.
         OSError: the disk is full or the folder cannot be written.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"The layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}.")
     weights = read_lora(path)
-    check_modules(path, weights)
-    tensors = tensors_in(layout, weights)
+    family = check_modules(path, weights)
+    if layout not in family.layouts:
+        raise ConfigError(
+            f"{path} is a LoRA of {family.title}, for which there is no layout {layout!r};"
+            f" choose one of {', '.join(family.layouts)}."
+        )
+    tensors = tensors_in(family, layout, weights)
     config = peft_config(weights) if layout == PEFT else None
     file = next(
         file

@@ -1,9 +1,10 @@
 """LoRA files: one writer for checkpoints and results, and the reader that puts any layout on a model.
 
-What the trainer writes: `transformer.<diffusers module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], with the
-scale alpha / rank multiplied into B. It is the one layout that ComfyUI, diffusers and SimpleTuner all load with the
-same result. The tensors stay float32, as trained: the file is small beside the model, and what is sampled with it
-equals the trainer's own previews to the bit.
+What the trainer writes is the family's `portable` layout: `<prefix><module>.lora_A.weight` [r, in] and `.lora_B.weight`
+[out, r], with the scale alpha / rank multiplied into B. For LongCat-Image the prefix is `transformer.`, which ComfyUI,
+diffusers and SimpleTuner all load with the same result; for LongCat-Video it is `diffusion_model.`, with an `.alpha`
+that equals the rank, as programs disagree about files without one. The tensors stay float32, as trained: the file is
+small beside the model, and what is sampled with it equals the trainer's own previews to the bit.
 """
 
 from __future__ import annotations
@@ -21,19 +22,9 @@ from torch import Tensor, nn
 from ..errors import LoraFileError
 from ..files import write_safetensors
 from .inject import TRAINED_ADAPTER, add_adapter, lora_layers
-from .layouts import (
-    OTHER_ADAPTERS,
-    PEFT_PREFIX,
-    PORTABLE,
-    SOME_MODULES,
-    LoraWeights,
-    examples,
-    find_layer,
-    split_key,
-    tensors_in,
-    to_diffusers,
-    without_prefix,
-)
+from .layouts import OTHER_ADAPTERS, examples, own_names, some_modules, split_key, tensors_in
+from .names import IMAGE, PEFT_PREFIX, PORTABLE, family_of_modules, find_layer, without_prefix
+from .regroup import LoraWeights
 from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings
 
 METADATA_KEY = "longcat"
@@ -51,8 +42,11 @@ def save_lora(path: Path, transformer: nn.Module, metadata: Mapping[str, str]) -
         LoraFileError: the file does not hold what the model holds.
         OSError: the disk is full or the folder cannot be written.
     """
-    tensors = tensors_in(PORTABLE, _trained_weights(transformer))
-    write_safetensors(path, tensors, {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)})
+    weights = _trained_weights(transformer)
+    family = family_of_modules(weights) or IMAGE
+    facts = {**_facts(transformer, family.sign), **metadata} if family.sign else dict(metadata)
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    write_safetensors(path, tensors_in(family, PORTABLE, weights), {METADATA_KEY: text})
     check_lora(path, transformer)
 
 
@@ -78,7 +72,7 @@ def check_lora(path: Path, transformer: nn.Module) -> None:
 
 
 def read_lora(path: Path) -> dict[str, LoraWeights]:
-    """The adapters of a LoRA by diffusers module name, from any layout of layouts.py, scales multiplied into B.
+    """The adapters of a LoRA by the model's own module names, from any layout of layouts.py, scales multiplied into B.
 
     Args:
         path: a safetensors file, or a folder that peft has saved.
@@ -89,17 +83,12 @@ def read_lora(path: Path) -> dict[str, LoraWeights]:
     file = path / PEFT_WEIGHTS if path.is_dir() else path
     tensors, metadata = _load(file)
     settings = find_settings(file, tensors, metadata)
-    weights: dict[str, LoraWeights] = {}
-    for module, part in _parts(file, tensors).items():
-        found = _by_diffusers_name(file, module, _scaled(file, module, part, settings))
-        twice = weights.keys() & found.keys()
-        if twice:
-            raise LoraFileError(
-                f"{file} holds {examples(twice)} twice, the second time as {module}; which one is meant cannot be told."
-                " Remove one of them, or train the LoRA again."
-            )
-        weights.update(found)
-    return weights
+    parts = _parts(file, tensors)
+    weights = {module: _scaled(file, module, part, settings) for module, part in parts.items()}
+    family = family_of_modules(weights)
+    unknown = [name for name in weights if family is None or find_layer(family, name) is None]
+    found = own_names(file, weights, family) if family is not None else {}
+    return found | {without_prefix(name) or name: weights[name] for name in unknown}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -151,6 +140,20 @@ def _trained_weights(transformer: nn.Module) -> dict[str, LoraWeights]:
     }
 
 
+def _facts(transformer: nn.Module, sign: str) -> dict[str, str]:
+    """What a reader of the file may want to know of the adapter, as it was trained."""
+    layers = lora_layers(transformer, TRAINED_ADAPTER)
+    targets = {re.sub(r"^blocks\.\d+\.", "", name) for name in layers}
+    ranks = {layer.r[TRAINED_ADAPTER] for layer in layers.values()}
+    alphas = {layer.lora_alpha[TRAINED_ADAPTER] for layer in layers.values()}
+    return {
+        "lora_rank": ", ".join(f"{rank:g}" for rank in sorted(ranks)),
+        "lora_alpha": ", ".join(f"{alpha:g}" for alpha in sorted(alphas)),
+        "lora_targets": ", ".join(sorted(targets)),
+        "sign_convention": sign,
+    }
+
+
 def _load(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
@@ -182,10 +185,10 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
     if unknown:
         raise LoraFileError(
             f"{path} has {len(unknown)} keys of a layout that is not read here. In the file: {examples(unknown)};"
-            f" expected, for example: transformer.{SOME_MODULES[0]}.lora_A.weight."
+            f" expected, for example: transformer.<module>.lora_A.weight, with modules such as {some_modules()}"
             " The LoRA was made for another model or by a program that is not known here."
         )
-    incomplete = [name for name, part in parts.items() if not {"a", "b"} <= part.keys()]
+    incomplete = [name for name, part in parts.items() if "a" not in part or not _is_whole(part)]
     if incomplete or not parts:
         raise LoraFileError(
             f"{path} is no complete LoRA: {examples(incomplete) or 'no module'} has both lora_A and lora_B missing or"
@@ -195,19 +198,39 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
 
 
 def _has_name(module: str) -> bool:
-    return find_layer(module) is not None or without_prefix(module) is not None
+    return family_of_modules([module]) is not None or without_prefix(module) is not None
+
+
+def _is_whole(part: Mapping[str, Tensor]) -> bool:
+    """Whether b is there: as one, or as the blocks 0, 1, 2 and so on of a block-diagonal one."""
+    blocks = {name for name in part if name.startswith("b.")}
+    return blocks == {f"b.{number}" for number in range(len(blocks))} and ("b" in part) != bool(blocks)
+
+
+def _up(part: Mapping[str, Tensor]) -> Tensor:
+    """b, put together where the file has blocks: [out, r]."""
+    if "b" in part:
+        return part["b"].float()
+    blocks = [part[f"b.{number}"].float() for number in range(sum(name.startswith("b.") for name in part))]
+    return torch.block_diag(*blocks)
 
 
 def _scaled(path: Path, module: str, part: Mapping[str, Tensor], settings: AdapterSettings | None) -> LoraWeights:
-    a, b = part["a"].float(), part["b"].float()
+    if part["a"].ndim > 2:
+        raise LoraFileError(
+            f"{path} adapts a convolution, {module}, which is not read. SimpleTuner's LongCat-Video LoRAs do so, and"
+            " were trained towards the wrong sign: train it again here."
+        )
+    a, b = part["a"].float(), _up(part)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise LoraFileError(
             f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} of {module} do not fit each other."
             " They must be [rank, in] and [out, rank]. Download or train it again."
         )
     rank = a.shape[0]
-    if "alpha" in part:
-        scale = part["alpha"].item() / rank if part["alpha"].numel() == 1 else math.nan
+    told = part.get("scale", part.get("alpha"))
+    if told is not None:
+        scale = told.item() / (1 if "scale" in part else rank) if told.numel() == 1 else math.nan
     elif settings is not None:
         scale = settings.scale(module, rank)
     elif module.startswith(PEFT_PREFIX):
@@ -218,31 +241,22 @@ def _scaled(path: Path, module: str, part: Mapping[str, Tensor], settings: Adapt
     else:
         scale = 1.0
     if not math.isfinite(scale):
-        raise LoraFileError(f"{path}: alpha of {module} is {part['alpha']}; it must be one number. Train it again.")
+        raise LoraFileError(f"{path}: alpha of {module} is {told}; it must be one number. Train it again.")
     return LoraWeights(a=a, b=b if scale == 1 else b * scale)
-
-
-def _by_diffusers_name(path: Path, module: str, weights: LoraWeights) -> dict[str, LoraWeights]:
-    layer = find_layer(module)
-    if layer is None:
-        return {without_prefix(module) or module: weights}
-    try:
-        return to_diffusers(layer, weights)
-    except ValueError as error:
-        raise LoraFileError(
-            f"{path}: {error}, for an input of {weights.a.shape[1]}. The LoRA was made for another model."
-        ) from error
 
 
 def _check_fits(transformer: nn.Module, weights: Mapping[str, LoraWeights], path: Path) -> None:
     linears = {name: module for name, module in transformer.named_modules() if hasattr(module, "in_features") and name}
     unmatched = [name for name in weights if name not in linears]
     if unmatched:
+        family = family_of_modules(weights)
+        of_another = family is not None and family is not family_of_modules(linears)
+        made_for = family.title if of_another else "another model or another version of it"
         near = difflib.get_close_matches(unmatched[0], _without_adapters(linears), n=3, cutoff=0.0)
         raise LoraFileError(
             f"{len(unmatched)} of {len(weights)} modules of {path} match nothing in the model."
             f" In the file: {examples(unmatched)}; in the model: {examples(near)}."
-            " The LoRA was made for another model, or its keys must be converted first."
+            f" The LoRA was made for {made_for}."
         )
     for name, pair in weights.items():
         shape = (pair.b.shape[0], pair.a.shape[1])

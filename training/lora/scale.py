@@ -1,7 +1,8 @@
 """How strongly an adapter of a file acts: alpha / rank, and where files of other programs keep alpha.
 
 For each module the first of these counts; they are never multiplied:
-1. its `.alpha` entry (kohya, LyCORIS, OneTrainer, SimpleTuner's comfyui format);
+1. its `.alpha` entry (kohya, LyCORIS, OneTrainer, SimpleTuner's comfyui format; FastVideo calls it `.lora_alpha`), or
+   meituan-longcat's `.alpha_scale`, which is the scale itself;
 2. `adapter_config.json` beside a file with peft's keys: peft cannot load such a file without it, and the official
    trainers' alpha (8 of rank 32) stands nowhere else, so its absence is an error, not a scale of 1;
 3. the safetensors metadata `lora_adapter_metadata` (diffusers, SimpleTuner);
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraFileError
-from .layouts import DOTTED_PREFIXES, PEFT_PREFIX
+from .names import DOTTED_PREFIXES, PEFT_PREFIX
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
