@@ -221,19 +221,20 @@ def _shift(config: Mapping[str, Any], notes: list[str]) -> float:
     if shift is not None:
         shift = value_of(TrainingOptions, "flow_schedule_shift", shift)
     if shift:
-        if auto:
+        if auto and shift > 0:
             notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which goes before it.")
         return shift
+    own = TrainingOptions.flow_schedule_shift
     if _is_video(config):
         if shift == 0 and not auto:
             raise ConfigError(
                 "flow_schedule_shift is 0; LongCat-Video draws with shift 12, and 0 would leave no noise levels to"
                 " train. Give 12, or leave the key out, or set flow_schedule_auto_shift to true."
             )
-        return 0.0
+        return own
     if auto is False:
         return NO_SHIFT if shift == 0 else SIMPLETUNER_SHIFT
-    return 0.0
+    return own if shift is None else shift
 
 
 def _is_video(config: Mapping[str, Any]) -> bool:

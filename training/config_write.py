@@ -73,7 +73,7 @@ def _set(config: dict[str, Any], owner: type, field: str, value: Any) -> None:
         config["output_dir"] = PurePath(str(config["output_dir"])).with_name(value).as_posix()
         return
     if owner is TrainingOptions and field == "flow_schedule_shift":
-        config["flow_schedule_auto_shift"] = value == 0
+        config["flow_schedule_auto_shift"] = value <= 0
     if field == "base_model_precision":
         config.pop("mixed_precision", None)
     config[field] = value

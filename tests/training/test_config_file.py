@@ -72,7 +72,7 @@ def test_keys_that_guides_and_peers_use_are_known():
         ({"base_model_precision": "no_change"}, "model", "base_model_precision", "bf16"),
         ({"mixed_precision": "no"}, "model", "base_model_precision", "fp32"),
         ({"pretrained_model_name_or_path": None}, "model", "pretrained_model_name_or_path", "auto"),
-        ({"flow_schedule_auto_shift": True}, "options", "flow_schedule_shift", 0.0),
+        ({"flow_schedule_auto_shift": True}, "options", "flow_schedule_shift", TrainingOptions.flow_schedule_shift),
         ({"flow_schedule_auto_shift": False}, "options", "flow_schedule_shift", 3.0),
         ({"flow_schedule_auto_shift": False, "flow_schedule_shift": 0}, "options", "flow_schedule_shift", 1.0),
         ({"flow_schedule_auto_shift": True, "flow_schedule_shift": 2}, "options", "flow_schedule_shift", 2.0),

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from comfyui_longcat.training.config import TrainingOptions
 from comfyui_longcat.training.config_file import check_trainable, read_files, read_run
 from comfyui_longcat.training.config_write import write_run
 from comfyui_longcat.training.errors import ConfigError
@@ -112,7 +113,9 @@ def test_flags_go_before_the_section_and_leave_pictures_alone(tmp_path):
 
 def test_the_shift_is_the_familys_own_and_never_none():
     for config in ({}, {"flow_schedule_auto_shift": False}, {"flow_schedule_auto_shift": True}):
-        assert read_run(CONFIG | config, [CLIPS]).train.options.flow_schedule_shift == 0.0
+        assert (
+            read_run(CONFIG | config, [CLIPS]).train.options.flow_schedule_shift == TrainingOptions.flow_schedule_shift
+        )
     assert read_run(CONFIG | {"flow_schedule_shift": 5}, [CLIPS]).train.options.flow_schedule_shift == 5.0
     with pytest.raises(ConfigError, match="flow_schedule_shift is 0;.* Give 12"):
         read_run(CONFIG | {"flow_schedule_shift": 0}, [CLIPS])
