@@ -7,7 +7,7 @@ from comfyui_longcat.nodes.types import TrainedLora
 from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.file import read_lora
-from comfyui_longcat.training.lora.names import IMAGE
+from comfyui_longcat.training.lora.names import IMAGE, VIDEO
 from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
 from safetensors.torch import save_file
 
@@ -38,6 +38,40 @@ def test_converts_a_file_of_the_list(host, lora, layout):
     assert answer["ui"] == {"text": [path]}
     wanted, found = read_lora(lora)[MODULE], read_lora(converted.path)[MODULE]
     torch.testing.assert_close(found.b @ found.a, wanted.b @ wanted.a, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def video_lora(host):
+    """A file of WanVideoWrapper's kind below models/loras."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"diffusion_model.blocks.0.self_attn.{part}.{end}": torch.randn(shape, generator=generator)
+        for part in "qkv"
+        for end, shape in (("lora_A.weight", (4, 32)), ("lora_B.weight", (32, 4)))
+    }
+    (host.home / "loras").mkdir()
+    save_file(tensors, host.home / "loras" / "waves.safetensors")
+    return host.home / "loras" / "waves.safetensors"
+
+
+@pytest.mark.parametrize("layout", VIDEO.layouts)
+def test_the_file_tells_that_it_is_of_the_video_model(video_lora, layout):
+    converted, _ = LongCatConvertLoRA().convert("waves.safetensors", layout, "")["result"]
+    (wanted,), (found,) = read_lora(video_lora).values(), read_lora(converted.path).values()
+    torch.testing.assert_close(found.b @ found.a, wanted.b @ wanted.a, rtol=0, atol=1e-6)
+
+
+def test_a_layout_of_the_other_model_is_refused(lora, host):
+    with pytest.raises(
+        ConfigError, match="LongCat-Image, for which there is no layout 'official'; choose one of portable"
+    ):
+        LongCatConvertLoRA().convert("cats.safetensors", "official", "")
+    assert [path.name for path in lora.parent.iterdir()] == ["cats.safetensors"]
+
+
+def test_every_layout_can_be_chosen():
+    (choices, _) = LongCatConvertLoRA.INPUT_TYPES()["required"]["layout"]
+    assert set(choices) == {*IMAGE.layouts, *VIDEO.layouts}
 
 
 def test_a_folder_that_peft_saved_is_called_by_its_own_name(host, lora):
