@@ -19,7 +19,8 @@ GIVERS = {
     "LONGCAT_CACHE": "CacheVAELatents, then LongCatCacheText",
     "LONGCAT_LORA": "TrainLoRA or LongCatConvertLoRA",
     "IMAGE": "LoadImage",
-    "CONDITIONING": "EncodeEditPrompt",
+    "CONDITIONING": "LongCatEncodePrompt or EncodeEditPrompt",
+    "VIDEO": "CreateVideo",
 }
 """Which node gives what, for messages about inputs that are not wired."""
 

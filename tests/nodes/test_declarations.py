@@ -17,6 +17,7 @@ from comfyui_longcat.training.config import (
     TrainConfig,
     TrainingOptions,
     ValidationConfig,
+    VideoSampleConfig,
 )
 from comfyui_longcat.training.options import option_of
 
@@ -28,6 +29,8 @@ CONFIGS = {
     "TrainLoRA": TrainConfig,
     "LongCatSampleEdit": SampleConfig,
     "LongCatSampleT2I": TextToImageConfig,
+    "LongCatSampleT2V": VideoSampleConfig,
+    "SampleI2V": VideoSampleConfig,
 }
 
 IDS = {
@@ -46,6 +49,8 @@ IDS = {
     "LongCatEncodePrompt",
     "LongCatSampleEdit",
     "LongCatSampleT2I",
+    "LongCatSampleT2V",
+    "SampleI2V",
 }
 
 

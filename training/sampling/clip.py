@@ -82,7 +82,7 @@ def sample_clip(
     from ..models.source import component_config
     from ..models.video_latents import denormalise
     from .video import sample_video, with_shared_cache
-    from .video_schedule import DISTILL_STEPS, distill_sigmas, video_sigmas
+    from .video_schedule import distill_sigmas, video_sigmas
 
     _check_flavour(handle)
     _check_start(start, config.num_frames)
@@ -91,13 +91,12 @@ def sample_clip(
         _check_fit(name, conditioning, transformer_config)
     family = family_of(handle.config.model_family)
     start_latents = None if start is None else _encoded(family, handle, start, device, callbacks)
-    steps = DISTILL_STEPS if config.distilled else config.num_inference_steps
-    sigmas = distill_sigmas(steps) if config.distilled else video_sigmas(steps)
+    sigmas = distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
     noise = _noise(config, start_latents, vae_config)
     inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
-    on_step = step_reporter(steps, callbacks, lambda frame: preview(frame.unsqueeze(2)))
+    on_step = step_reporter(len(sigmas) - 1, callbacks, lambda frame: preview(frame.unsqueeze(2)))
     with open_transformer(handle, device, callbacks) as transformer:
-        if inputs.condition is not None and inputs.condition.shape[2] > 1:
+        if start is not None and start.ndim == 5:
             # As released: a single start frame is computed along at each step, and counts in the fit of the guidance.
             inputs, guidance = with_shared_cache(transformer, inputs, guidance)
         latents = sample_video(family, transformer, noise, inputs, sigmas, guidance, on_step)
