@@ -29,8 +29,8 @@ class LongCatValidation:
 
     DISPLAY_NAME = "LongCat Validation"
     DESCRIPTION = (
-        "Lets TrainLoRA draw pictures every few steps, and once before the first one: you see the LoRA learn, and a"
-        " fault in sampling shows in the first minute."
+        "Lets TrainLoRA draw pictures or clips every few steps, and once before the first one: you see the LoRA learn,"
+        " and a fault in sampling shows in the first minute."
     )
     CATEGORY = "LongCat/training"
     FUNCTION = "plan"
@@ -53,6 +53,7 @@ class LongCatValidation:
         num_samples: int,
         validation_prompt: str,
         validation_negative_prompt: str,
+        validation_num_video_frames: int,
         cache: Cache | None = None,
     ) -> tuple[ValidationPlan]:
         config = ValidationConfig(
@@ -64,6 +65,7 @@ class LongCatValidation:
             num_samples=num_samples,
             validation_prompt=validation_prompt,
             validation_negative_prompt=validation_negative_prompt,
+            validation_num_video_frames=validation_num_video_frames,
         )
         return (ValidationPlan(config=config, cache=cache),)
 
@@ -94,6 +96,7 @@ class LongCatTrainingOptions:
         gradient_accumulation_steps: int,
         gradient_checkpointing: bool,
         caption_dropout_probability: float,
+        first_frame_probability: float,
         flow_schedule_shift: float,
         checkpoint_step_interval: int,
         checkpoints_total_limit: int,
@@ -117,6 +120,7 @@ class LongCatTrainingOptions:
             gradient_accumulation_steps=gradient_accumulation_steps,
             gradient_checkpointing=gradient_checkpointing,
             caption_dropout_probability=caption_dropout_probability,
+            first_frame_probability=first_frame_probability,
             flow_schedule_shift=flow_schedule_shift,
             checkpoint_step_interval=checkpoint_step_interval,
             checkpoints_total_limit=checkpoints_total_limit,
@@ -152,7 +156,7 @@ class TrainLoRA:
         "Where the LoRA file lies.",
         "The loss of each step, for core's LossGraphNode (which needs two different values: train at least 2 steps).",
         "The loss of each step, drawn.",
-        "The last validation pictures; one grey picture without validation.",
+        "The last validation pictures, of clips a strip of frames each; one grey picture without validation.",
     )
 
     @classmethod

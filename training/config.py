@@ -15,7 +15,7 @@ from .config_sampling import VideoSampleConfig as VideoSampleConfig
 from .errors import ConfigError
 from .options import LARGEST_INT, Checked, option
 from .paths import check_name
-from .sizes import parse_size
+from .sizes import check_frames, parse_size
 
 POLYNOMIAL_END = 1e-7
 """Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
@@ -135,9 +135,13 @@ class ValidationConfig(Checked):
     validation_negative_prompt: str = option(
         "", "What guidance leads away from; empty: from the empty instruction (official).", multiline=True
     )
+    validation_num_video_frames: int = option(
+        93, "LongCat-Video: frames of a sample; (frames - 1) must be a multiple of 4.", low=1, high=1001, step=4
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_frames("ValidationConfig.validation_num_video_frames", self.validation_num_video_frames)
         parse_size(self.validation_resolution, "ValidationConfig.validation_resolution")
 
 
@@ -147,9 +151,10 @@ class TrainingOptions(Checked):
 
     lora_target: str = option(
         "simpletuner",
-        "Which linears get an adapter. simpletuner: attention q, k, v, out (100 in the released model);"
-        " official: also the added projections and feed-forwards of the double blocks (180).",
-        choices=("simpletuner", "official"),
+        "Which linears get an adapter. LongCat-Image: simpletuner: attention q, k, v, out (100 in the released model);"
+        " official: also the added projections and feed-forwards of the double blocks (180). LongCat-Video: attention"
+        " (240, also what simpletuner means there), or attention+ffn with the feed-forwards (384).",
+        choices=("simpletuner", "official", "attention", "attention+ffn"),
     )
     lora_alpha: float = option(
         0.0, "The adapter's output is scaled by alpha / rank. 0: alpha = rank.", low=0.0, high=1024.0, step=0.5
@@ -183,10 +188,11 @@ class TrainingOptions(Checked):
         step=0.01,
     )
     flow_schedule_shift: float = option(
-        0.0,
-        "Shift of the training noise levels. 0: the resolution's own (2.33 at 768 px, 3.16 at 1024 px);"
+        -1.0,
+        "Shift of the training noise levels. -1: the model's own, for LongCat-Image by the resolution (2.33 at 768 px,"
+        " 3.16 at 1024 px; 0 means the same), for LongCat-Video 12 (0 is refused: every level would be 0)."
         " SimpleTuner's default is a constant 3.",
-        low=0.0,
+        low=-1.0,
         high=100.0,
         step=0.01,
     )
@@ -243,6 +249,15 @@ class TrainingOptions(Checked):
         "Before the first step, write noise, noisy picture, prediction, target and recovered picture of the first"
         " batches into the run's folder debug.",
         advanced=True,
+    )
+    # Saved workflows hold widgets by place: new ones only at the end.
+    first_frame_probability: float = option(
+        1.0,
+        "LongCat-Video: share of the batches of image-to-video clips that are given their first frame; the others are"
+        " trained as text-to-video, so that one LoRA serves both.",
+        low=0.0,
+        high=1.0,
+        step=0.01,
     )
 
 

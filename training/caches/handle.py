@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.records import Record, TrainingSet
+from ..data.records import ClipRecord, Record, TrainingSet
 from ..files import sha256_of_json
 
 
@@ -55,6 +55,8 @@ class Cache:
                         "name": r.record.name,
                         "bucket": list(r.record.bucket),
                         "repeats": r.record.repeats,
+                        # Only of clips, so that those of pictures stay what they were.
+                        **({"is_i2v": r.record.is_i2v} if isinstance(r.record, ClipRecord) else {}),
                         "files": [
                             path.stem if path else None
                             for path in (r.latents, *r.ref_latents, r.prompt_embeds, r.empty_prompt_embeds)

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..errors import DataError
-from ..files import sha256_of_file
+from ..files import sha256_of_file, sha256_of_json
 from ..loop.events import Callbacks
 from .store import tracked
 
 if TYPE_CHECKING:
     import torch
 
+    from ..data.clips import Clip
+
 LATENTS_CODE = "1"
 """Counts up when the way from a picture to its latents changes: reading, resize, crop, normalisation."""
+
+CLIP_CODE = "1"
+"""Counts up when the way from a video to a clip's frames changes: decoding, choice of frames."""
 
 TEXT_CODE = "1"
 """Counts up when the way from an instruction and its reference to the embeddings changes, the template included."""
@@ -45,6 +50,16 @@ def latents_parts(
         "dtype": "float32",
         "code": LATENTS_CODE,
     }
+
+
+def clip_parts(clip: Clip | None) -> dict[str, str]:
+    """What a clip's latents depend on besides `latents_parts`; nothing for a picture.
+
+    The decoders are not among it: all conforming ones give the same pictures.
+    """
+    if clip is None:
+        return {}
+    return {"frames": str(clip.frames), "fps": f"{clip.fps:g}", "start": str(clip.start), "clip code": CLIP_CODE}
 
 
 def text_parts(
@@ -84,7 +99,7 @@ def text_parts(
 
 
 def hash_pictures(paths: Sequence[Path], callbacks: Callbacks) -> dict[Path, str]:
-    """Hash of each file's bytes; every file is read once.
+    """Hash of each file's bytes, of a folder (pictures of a video) that of all its files; every file is read once.
 
     Raises:
         StoppedByUserError: `callbacks.should_stop()`.
@@ -96,6 +111,8 @@ def hash_pictures(paths: Sequence[Path], callbacks: Callbacks) -> dict[Path, str
 
 def _hash_of(picture: Path) -> str:
     try:
+        if picture.is_dir():
+            return sha256_of_json({path.name: sha256_of_file(path) for path in picture.iterdir() if path.is_file()})
         return sha256_of_file(picture)
     except OSError as error:
         raise DataError(f"{picture} cannot be read: {error}. Put it back, or remove its pair.") from error

@@ -1,4 +1,4 @@
-"""The VAE pass: each target and reference picture becomes one file of latents."""
+"""The VAE pass: each target and reference picture, and each clip and start frame, becomes one file of latents."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.records import Record, TrainingSet
+from ..data.records import ClipRecord, Record, TrainingSet
 from ..loop.events import Callbacks
 from ..models.family import Family, check_training_data, family_of
 from ..models.handle import ModelHandle
 from .handle import Cache, CachedRecord, CacheFolders, CacheReport
-from .keys import hash_pictures, latents_parts
+from .keys import clip_parts, hash_pictures, latents_parts
 from .store import Item, check_folders, fill, load_tensor
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..data.clips import Clip
+
 
 def cache_latents(
     dataset: TrainingSet, handle: ModelHandle, folders: CacheFolders, device: torch.device, callbacks: Callbacks
 ) -> tuple[Cache, CacheReport]:
-    """Makes sure that every picture of `dataset` has its latents on disk; the VAE loads only if one is missing.
+    """Makes sure that every picture or clip of `dataset` has its latents on disk; the VAE loads only if one is missing.
 
     Target and reference are each cover-resized and cropped into the record's bucket, by the same share. Encoding
-    takes the mode of the VAE's distribution, so it draws no random numbers.
+    takes the mode of the VAE's distribution, so it draws no random numbers. A start frame's latents are those of a clip
+    of one frame.
 
     Raises:
         ConfigError: the two folders are one, or one lies among the data, or the records are not of the model's kind.
@@ -45,13 +48,15 @@ def cache_latents(
     family = family_of(handle.config.model_family)
 
     def item(kind: str, record: Record, folder: Path, picture: Path) -> Item:
+        clip = record.clip if isinstance(record, ClipRecord) and picture == record.target else None
+        place = f", from frame {clip.start} on" if clip else ""
         return Item(
-            label=f"{record.name} {kind}",
-            source=str(picture),
+            label=f"{record.name} {kind}{place}",
+            source=f"{picture}{place}",
             folder=folder,
             tensor="latents",
-            parts=latents_parts(family.name, vae, hashes[picture], record.bucket, record.crop),
-            encode=functools.partial(_encode, family, picture, record),
+            parts=latents_parts(family.name, vae, hashes[picture], record.bucket, record.crop) | clip_parts(clip),
+            encode=functools.partial(_encode, family, picture, record, clip),
         )
 
     targets = [item("target", r, folders.targets, r.target) for r in dataset.records]
@@ -68,7 +73,7 @@ def cache_latents(
 
 
 def load_latents(path: Path) -> Tensor:
-    """latents: [1, C, h, w], float32, of a file made by `cache_latents`.
+    """latents: [1, C, h, w] or [1, C, T, h, w], float32, of a file made by `cache_latents`.
 
     Raises:
         CacheError: missing, truncated, or no such file.
@@ -76,8 +81,12 @@ def load_latents(path: Path) -> Tensor:
     return load_tensor(path, "latents", "CacheVAELatents")
 
 
-def _encode(family: Family, picture: Path, record: Record, vae: Any) -> Tensor:
-    """latents: [1, C, h, w], float32, of a picture file cropped as `record` says."""
+def _encode(family: Family, picture: Path, record: Record, clip: Clip | None, vae: Any) -> Tensor:
+    """latents: [1, C, h, w] or [1, C, T, h, w], float32, of a picture or a clip cropped as `record` says."""
+    from ..data.clips import read_clip
     from ..data.media import read_image, to_pixels
 
+    if clip is not None:
+        pixels = read_clip(picture, clip.start, clip.frames, clip.fps, record.bucket, record.crop)
+        return family.encode_pixels(vae, pixels)
     return family.encode_pixels(vae, to_pixels(read_image(picture), record.bucket, record.crop))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1"
 """Counts up when the layout of a cache file changes."""
 
-DIMENSIONS = {"latents": 4, "prompt_embeds": 3}
-"""Tensor of a cache file -> its number of dimensions: [1, C, h, w] and [1, L, D]."""
+DIMENSIONS = {"latents": (4, 5), "prompt_embeds": (3,)}
+"""Tensor of a cache file -> the numbers of dimensions it may have: [1, C, h, w], [1, C, T, h, w] and [1, L, D]."""
 
 INDEX_NAME = "index.json"
 """Source -> the key it had last. Only for the reasons in reports: without it everything works and is called new."""
@@ -212,8 +212,9 @@ def _read(path: Path, tensor: str, get: Callable[[Any], T]) -> T:
 
     try:
         with safe_open(path, framework="pt") as file:
-            if tensor not in file.keys() or len(file.get_slice(tensor).get_shape()) != DIMENSIONS[tensor]:
-                raise CacheError(f"{path} holds no {tensor} of {DIMENSIONS[tensor]} dimensions.")
+            if tensor not in file.keys() or len(file.get_slice(tensor).get_shape()) not in DIMENSIONS[tensor]:
+                wanted = " or ".join(map(str, DIMENSIONS[tensor]))
+                raise CacheError(f"{path} holds no {tensor} of {wanted} dimensions.")
             return get(file)
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path} cannot be read: {error}.") from error

@@ -1,6 +1,6 @@
 """The text-encoder pass: each instruction, and the empty one, together with the reference it speaks of.
 
-For text-to-image the same without a reference: all captions then share one empty one.
+For text-to-image and for clips the same without a reference: all captions then share one empty one.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def cache_prompts(
     """
     from ..models.components import open_text_encoder
 
+    if not family_of(handle.config.model_family).reads_references:
+        prompts = [replace(prompt, references=()) for prompt in prompts]
     items = _items(prompts, handle, folder, callbacks)
     report = fill("text", items, lambda: open_text_encoder(handle, device, callbacks), callbacks)
     return [item.path for item in items], report

@@ -1,6 +1,6 @@
 """Which records make up batch number n, and their tensors.
 
-Legend of shapes: B batch, C channels, h w latent height and width, L text tokens, D embedding.
+Legend of shapes: B batch, C channels, T latent frames, h w latent height and width, L text tokens, D embedding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from ..caches.text import load_prompt_embeds
 from ..errors import CacheError, DataError
 from ..files import sha256_of_json
 from ..sizes import Size
+from .records import ClipRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-Kind = tuple[Size, int, int]
-"""Bucket, number of references, length L of prompt_embeds: what the records of a batch have in common."""
+Kind = tuple[Size, int, int, int, bool]
+"""Bucket, number of references, length L of prompt_embeds, frames (0 for a picture), whether the first one is given:
+what the records of a batch have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,9 @@ class Batch:
     """Samples of one bucket, on the CPU."""
 
     latents: Tensor
-    """[B, C, h, w], float32, normalised"""
+    """[B, C, h, w], of clips [B, C, T, h, w]; float32, normalised"""
     ref_latents: tuple[Tensor, ...]
-    """Each [B, C, h, w], float32, normalised; empty without references."""
+    """Each [B, C, h, w], a clip's start [B, C, 1, h, w]; float32, normalised; empty without references."""
     prompt_embeds: Tensor
     """[B, L, D], in the text encoder's dtype"""
     empty_prompt_embeds: Tensor
@@ -49,7 +51,7 @@ class BatchOrder:
     Every epoch holds each record once, and its own `repeats` times more; it is shuffled by its own generator, cut into
     batches of one kind (the last one of a kind may be smaller), and the batches are shuffled again. Of one kind are
     records of equal bucket, number of references and length of prompt: an edit's prompt holds a token for every patch
-    of its reference, and shorter ones are never padded.
+    of its reference, and shorter ones are never padded. Clips also have equal numbers of frames.
     """
 
     def __init__(self, cache: Cache, batch_size: int, seed: int) -> None:
@@ -101,10 +103,10 @@ def load_batch(records: Sequence[CachedRecord]) -> Batch:
     Raises:
         CacheError: a file is missing or damaged, tensors of unequal shape, or the text stage has not run.
     """
-    references = zip(*(record.ref_latents for record in records), strict=True)
+    latents = _stack([record.latents for record in records], load_latents)
     return Batch(
-        latents=_stack([record.latents for record in records], load_latents),
-        ref_latents=tuple(_stack(paths, load_latents) for paths in references),
+        latents=latents,
+        ref_latents=_references_of(records, latents),
         prompt_embeds=_stack(_text_paths(records, "prompt_embeds"), load_prompt_embeds),
         empty_prompt_embeds=_stack(_text_paths(records, "empty_prompt_embeds"), load_prompt_embeds),
         bucket=records[0].record.bucket,
@@ -116,7 +118,19 @@ def _kind_of(cached: CachedRecord, batch_size: int) -> Kind:
     # A batch of one fits itself: its file need not be opened.
     alone = batch_size == 1 or cached.prompt_embeds is None
     length = 0 if alone else tensor_shape(cached.prompt_embeds, "prompt_embeds", "LongCatCacheText")[1]
-    return cached.record.bucket, len(cached.ref_latents), length
+    frames, start = (
+        (cached.record.clip.frames, cached.record.is_i2v) if isinstance(cached.record, ClipRecord) else (0, False)
+    )
+    return cached.record.bucket, len(cached.ref_latents), length, frames, start
+
+
+def _references_of(records: Sequence[CachedRecord], latents: Tensor) -> tuple[Tensor, ...]:
+    references = zip(*(record.ref_latents for record in records), strict=True)
+    loaded = tuple(_stack(paths, load_latents) for paths in references)
+    if not loaded and isinstance(records[0].record, ClipRecord) and records[0].record.is_i2v:
+        # The VAE is causal: a clip's first latent frame is that of its first frame alone.
+        return (latents[:, :, :1].clone(),)
+    return loaded
 
 
 def _stack(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
         ModelError: no such family.
     """
     family_of(handle.config.model_family).lora_targets(config.options.lora_target)
+    _check_shift(config, handle)
     check_streaming(handle.config, config.options.gradient_checkpointing)
     _check_cache(handle, cache, "cache")
     if config.validation is not None and validation_cache is not None:
@@ -31,6 +32,14 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
         raise ConfigError(
             f"train_batch_size is {config.train_batch_size}, but an epoch has only {samples} samples. Use at most"
             f" {samples}, more data or more repeats, or gradient_accumulation_steps for a larger batch."
+        )
+
+
+def _check_shift(config: TrainConfig, handle: ModelHandle) -> None:
+    if flavour_of(handle.config).draws_clips and config.options.flow_schedule_shift == 0:
+        raise ConfigError(
+            "flow_schedule_shift is 0, which would make every noise level of LongCat-Video 0. Use 12, the model's own,"
+            " or -1, which stands for it."
         )
 
 

@@ -23,6 +23,7 @@ from .step import Draws, draw, forward_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 BATCHES = 3
 LARGEST_CELL = 512
@@ -46,12 +47,17 @@ def write_debug_images(state: TrainState, handle: ModelHandle, folder: Path, cal
                 picture.save(temporary, format="PNG")
 
 
+def _still(pixels: Tensor) -> Tensor:
+    """[1, 3, H, W], of a clip [1, 3, F, H, W] the middle frame."""
+    return pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2]
+
+
 def _draw_batch(state: TrainState, vae: object, batch: Batch, draws: Draws) -> Image:
     """One row a sample."""
     result = forward_step(state.family, state.transformer, batch, draws)
     prediction, target = result.prediction.cpu(), result.target.cpu()
     noisy = add_noise(batch.latents, draws.noise, draws.sigmas)  # [B, C, h, w], like all of them
-    recovered = noisy - draws.sigmas.view(-1, 1, 1, 1) * prediction
+    recovered = noisy - draws.sigmas.view(-1, *[1] * (noisy.ndim - 1)) * prediction
     columns = {
         "latents": batch.latents,
         "noise": draws.noise,
@@ -61,7 +67,7 @@ def _draw_batch(state: TrainState, vae: object, batch: Batch, draws: Draws) -> I
         "recovered": recovered,
     }
     rows = [
-        [from_pixels(state.family.decode(vae, latents[row : row + 1])) for latents in columns.values()]
+        [from_pixels(_still(state.family.decode(vae, latents[row : row + 1]))) for latents in columns.values()]
         for row in range(len(batch.names))
     ]
     captions = [

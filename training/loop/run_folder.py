@@ -22,6 +22,7 @@ from ..caches.handle import Cache
 from ..config import TrainConfig
 from ..errors import CheckpointError
 from ..files import replacing, sha256_of_file, sha256_of_json, write_json
+from ..models.family import flavour_of
 from ..models.handle import ModelHandle
 from .checkpoint import ADAPTER_FILE, list_checkpoints, step_of
 from .events import Callbacks, WarningRaised
@@ -108,6 +109,10 @@ def run_fingerprint(config: TrainConfig, handle: ModelHandle, cache: Cache, tran
         del settings[name]
     for name in ("checkpoint_step_interval", "checkpoints_total_limit", "debug_images"):
         del settings["options"][name]
+    # Not above 0 both mean the model's own shift, and pictures have no first frame: their runs stay the same.
+    settings["options"]["flow_schedule_shift"] = max(config.options.flow_schedule_shift, 0.0)
+    if not flavour_of(handle.config).draws_clips:
+        del settings["options"]["first_frame_probability"]
     if config.options.lr_scheduler in STEADY_SCHEDULES:
         del settings["max_train_steps"]
     return sha256_of_json(

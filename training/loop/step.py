@@ -1,6 +1,7 @@
 """One forward pass of the training: a pure function of model, batch and random numbers.
 
-Legend of shapes: B batch, C channels, h w latent height and width, L text tokens, D embedding.
+Legend of shapes: B batch, C channels, h w latent height and width, L text tokens, D embedding. A clip's latents are
+[B, C, T, h, w] with T latent frames, wherever [B, C, h, w] is said here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Draws:
     """[B], float32, in 0..1"""
     dropped: Tensor
     """[B], bool: trained with the empty instruction"""
+    start_given: bool = True
+    """Whether clips that have a start are given it; else they are trained as text-to-video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +46,38 @@ class StepResult:
 
 def draw(family: Family, options: TrainingOptions, latents_shape: Sequence[int], generator: torch.Generator) -> Draws:
     """The random numbers for one batch of latents [B, C, h, w]; always the same count, whatever the options."""
-    batch_size = latents_shape[0]
+    batch_size, shift = latents_shape[0], training_shift(options, family, latents_shape)
     return Draws(
         noise=torch.randn(tuple(latents_shape), generator=generator, dtype=torch.float32),
-        sigmas=draw_sigmas(batch_size, training_shift(options, family, latents_shape), generator),
+        sigmas=draw_sigmas(batch_size, shift, generator, family.noise_levels),
         dropped=torch.rand(batch_size, generator=generator) < options.caption_dropout_probability,
+        start_given=_start_given(options, latents_shape, generator),
     )
+
+
+def _start_given(options: TrainingOptions, latents_shape: Sequence[int], generator: torch.Generator) -> bool:
+    if len(latents_shape) < 5:
+        # Pictures have no start; a reference is never taken away.
+        return True
+    return bool(torch.rand(1, generator=generator) < options.first_frame_probability)
 
 
 def forward_step(family: Family, transformer: Any, batch: Batch, draws: Draws) -> StepResult:
     """Predicts the velocity at the noisy latents and compares it with the true one.
 
-    A dropped sample keeps its reference: it gets the embeddings of the empty instruction with that reference
-    (official trainers), which is also what guidance subtracts when sampling.
+    A clip's start is given clean and is not in the loss. A dropped sample keeps its reference: it gets the embeddings
+    of the empty instruction with that reference (official trainers), which is also what guidance subtracts when
+    sampling.
     """
     device = transformer.device
     latents, noise, sigmas = (tensor.to(device) for tensor in (batch.latents, draws.noise, draws.sigmas))
     prompt_embeds = torch.where(draws.dropped.view(-1, 1, 1), batch.empty_prompt_embeds, batch.prompt_embeds)
+    references = batch.ref_latents if draws.start_given else ()
     inputs = family.prepare_inputs(
-        latents.shape, prompt_embeds.to(device), [reference.to(device) for reference in batch.ref_latents]
+        latents.shape, prompt_embeds.to(device), [reference.to(device) for reference in references]
     )
     prediction = family.predict(transformer, add_noise(latents, noise, sigmas), sigmas, inputs)
     target = velocity_target(latents, noise)
-    loss = torch.nn.functional.mse_loss(prediction.float(), target.float())
+    learned = slice(inputs.num_cond_latents, None)
+    loss = torch.nn.functional.mse_loss(prediction[:, :, learned].float(), target[:, :, learned].float())
     return StepResult(prediction=prediction, target=target, loss=loss)

@@ -245,7 +245,7 @@ def check_training_data(model: ModelConfig, records: Sequence[Record]) -> None:
 
 
 def _check_media(flavour: Flavour, records: Sequence[Record]) -> None:
-    from ..data.video_sets import ClipRecord
+    from ..data.records import ClipRecord
     from ..errors import ConfigError
     from ..sizes import FRAME_STEP, check_frames
 

@@ -96,9 +96,9 @@ def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Noisy latents `(1 - sigma) * latents + sigma * noise`.
 
     Args:
-        latents: [B, C, h, w]
-        noise: [B, C, h, w]
+        latents: [B, C, h, w], of a clip [B, C, T, h, w]
+        noise: the same shape
         sigmas: [B] in 0..1, float32; 0 is clean, 1 is noise.
     """
-    sigmas = sigmas.view(-1, 1, 1, 1)
+    sigmas = sigmas.view(-1, *[1] * (latents.ndim - 1))
     return (1 - sigmas) * latents + sigmas * noise
