@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...training.config import DatasetConfig
-from ...training.config_keys import CONFIG_KEYS, DATA_KEYS, Key
+from ...training.config_keys import CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS, Key
 from ...training.files import replacing
 from ...training.options import option_of
 from .from_config import NODE_OF
@@ -27,6 +27,8 @@ PLACES = {
     "conditioning_data": "PairDatasets.references",
     "crop": "LongCatDataset.crop_aspect",
     "disabled": "no node",
+    "video": "widgets of LongCatDataset",
+    "max_frames": "no node",
 }
 """Where keys are that are no widget of their own."""
 
@@ -50,10 +52,18 @@ does here, and where it is in the graph. This file is made from `training/config
 
 ## Data file
 
-A list of datasets. A dataset that another one names in `conditioning_data` holds its references; if these have
-captions of their own (`caption_strategy` other than null), they replace the instructions, with a warning.
+A list of datasets. A dataset that another one names in `conditioning_data` holds its references, of videos their start
+frames; if references have captions of their own (`caption_strategy` other than null), they replace the instructions,
+with a warning.
 
 {data}
+
+### Section video
+
+What a dataset of `dataset_type` video says about its clips: `"video": {{"num_frames": 93}}`. The same keys may stand
+beside it.
+
+{video}
 """
 
 
@@ -62,7 +72,7 @@ def configuration_page() -> str:
     own = {name: key for name, key in CONFIG_KEYS.items() if key.owner is not DatasetConfig}
     shared = ", ".join(f"`{name}`" for name in CONFIG_KEYS if name not in own)
     config = f"{_table(own)}\n\nFor all datasets that do not say otherwise: {shared}; see below."
-    return TEXT.format(config=config, data=_table(DATA_KEYS))
+    return TEXT.format(config=config, data=_table(DATA_KEYS), video=_table(VIDEO_KEYS))
 
 
 def write_page(path: Path = TABLE) -> None:

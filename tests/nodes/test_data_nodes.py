@@ -131,7 +131,7 @@ def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
     assert report.splitlines() == [
         "6 clips in 1 bucket:",
         "  64x64@9: 6",
-        "Videos: 6 at 15 frames per second; 93 to 93 frames. Clips are taken at 15 per second.",
+        "Videos: 6 at 15 frames per second; 93 frames. Clips are taken at 15 per second.",
         "Image-to-video: 6 clips go on from a start frame of the other folder.",
     ]
     alone, sheet, report = LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=9, is_i2v=True))

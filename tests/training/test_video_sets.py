@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 from comfyui_longcat.training.config import DatasetConfig
+from comfyui_longcat.training.data.contact_sheet import CELL, MARGIN, contact_sheet
+from comfyui_longcat.training.data.pairs import pair_datasets
+from comfyui_longcat.training.data.sets import describe, join_sets, scan_dataset
 from comfyui_longcat.training.data.video_sets import scan_videos
 from comfyui_longcat.training.errors import DataError
 from comfyui_longcat.training.tiny.clips_world import draw_clips, draw_example_clips, write_video
@@ -141,3 +144,57 @@ def test_two_videos_of_one_name_are_refused(drawn):
     name = next(drawn[1].iterdir()).stem
     write_video(drawn[0] / f"{name}.mkv", [Image.new("RGB", (64, 64))] * 9, 15)
     assert f"{name}.mkv = {name}.mp4" in faults_of(drawn)
+
+
+def test_the_stages_before_the_caches_take_videos_like_pictures(drawn):
+    clips, starts = drawn
+    frames = dataset(starts, dataset_type="conditioning", caption_strategy="none")
+    assert pair_datasets(dataset(clips), frames) == both(drawn)
+    assert scan_dataset(dataset(clips, is_i2v=True)).records == scan_videos(dataset(clips, is_i2v=True)).records
+    for start, own in zip(both(drawn).records, scan_dataset(dataset(clips, is_i2v=True)).records, strict=True):
+        assert (start.is_i2v, own.is_i2v) == (True, True) and own.references == ()
+    assert not any(record.is_i2v for record in scan_dataset(dataset(clips)).records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"dataset_type": "image"}, "must be 'conditioning'"), ({}, "must be 'conditioning'")]
+)
+def test_start_frames_of_another_type_are_refused(drawn, changes, words):
+    with pytest.raises(DataError, match=words):
+        pair_datasets(dataset(drawn[0]), dataset(drawn[1], **changes))
+
+
+def test_the_report_shows_the_videos_own_rates(drawn, tmp_path):
+    fast = tmp_path / "fast"
+    fast.mkdir()
+    write_video(fast / "a.mp4", [Image.new("RGB", (64, 64))] * 40, 30)
+    (fast / "a.txt").write_text("nothing", encoding="utf-8")
+    joined = join_sets([both(drawn), scan_dataset(dataset(fast, num_frames=13))])
+    assert describe(joined).splitlines() == [
+        "5 clips in 2 buckets:",
+        "  64x64@9: 4",
+        "  64x64@13: 1",
+        "Videos: 4 at 15 frames per second, 1 at 30 frames per second; 9 to 40 frames."
+        " Clips are taken at 15 per second.",
+        "Image-to-video: 4 clips go on from a start frame of the other folder.",
+    ]
+
+
+def test_the_sheet_shows_start_middle_and_last_frame(tmp_path):
+    clips, starts = tmp_path / "clips", tmp_path / "starts"
+    clips.mkdir()
+    starts.mkdir()
+    colours = ["red"] * 4 + ["lime"] + ["blue"] * 4
+    write_video(clips / "a.mp4", [Image.new("RGB", (64, 64), colour) for colour in [*colours, "white"]], 15)
+    (clips / "a.txt").write_text("three colours", encoding="utf-8")
+    Image.new("RGB", (64, 64), "yellow").save(starts / "a.png")
+
+    def shown(found):
+        sheet = contact_sheet(found)
+        y = sheet.height - MARGIN - CELL // 2
+        cells = [sheet.getpixel((MARGIN + column * (CELL + MARGIN) + CELL // 2, y)) for column in range(3)]
+        return ["".join("x" if value > 127 else "." for value in cell) for cell in cells]
+
+    assert shown(scan_dataset(dataset(clips))) == ["x..", ".x.", "..x"]
+    frames = dataset(starts, dataset_type="conditioning", caption_strategy="none")
+    assert shown(pair_datasets(dataset(clips), frames)) == ["xx.", ".x.", "..x"]

@@ -148,7 +148,8 @@ def _about_videos(clips: Sequence[ClipRecord]) -> list[str]:
     lengths = sorted(video.frames for video in videos.values())
     taken = ", ".join(f"{fps:g}" for fps in sorted({clip.clip.fps for clip in clips}))
     own = ", ".join(f"{count} {rate}" for rate, count in sorted(rates.items()))
-    lines = [f"Videos: {own}; {lengths[0]} to {lengths[-1]} frames. Clips are taken at {taken} per second."]
+    long = f"{lengths[0]} frames" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]} frames"
+    lines = [f"Videos: {own}; {long}. Clips are taken at {taken} per second."]
     from_set = sum(bool(clip.references) for clip in clips)
     from_own = sum(clip.is_i2v for clip in clips) - from_set
     if from_set:
