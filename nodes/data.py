@@ -38,6 +38,13 @@ EXAMPLE_CLIPS_SIDES = ("clips", "start-frames")
 EXAMPLE_CLIPS_SHAPE = {"size": 480, "frames": 93}
 """Px and frames; those of the shipped video workflows."""
 
+EXAMPLES = (
+    *(f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES),
+    EXAMPLE_CAPTIONED,
+    *(f"{EXAMPLE_CLIPS}/{side}" for side in EXAMPLE_CLIPS_SIDES),
+)
+"""Values of instance_data_dir that need not exist yet."""
+
 # Saved workflows hold widgets by place: new ones only at the end.
 OPTIONAL_DATASET_FIELDS = (
     "aspect_bucket_alignment",

@@ -12,7 +12,7 @@ from ...training.config_text import read_json
 from ...training.config_write import write_run
 from ...training.errors import ConfigError
 from ...training.files import write_json
-from ..data import EXAMPLE_FOLDER
+from ..data import EXAMPLES as DRAWN_EXAMPLES
 from ..graph.catalogue import node_classes
 from ..graph.description import to_api
 from ..graph.from_config import training_graph
@@ -55,7 +55,7 @@ def check_folders(run: GuideRun, host: TerminalHost) -> None:
     """Raises PathError for a dataset whose folder is not there; the drawn example comes into being when it is read."""
     for each in (*run.sets, *run.eval_sets):
         for dataset in (each.targets, each.references):
-            if dataset is not None and not dataset.instance_data_dir.startswith(f"{EXAMPLE_FOLDER}/"):
+            if dataset is not None and dataset.instance_data_dir not in DRAWN_EXAMPLES:
                 host.data_roots().resolve_folder(
                     dataset.instance_data_dir, f"dataset {dataset.id!r}: instance_data_dir"
                 )

@@ -22,16 +22,28 @@ from comfyui_longcat.nodes.graph.ui import to_ui
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.cli import main
 from comfyui_longcat.nodes.terminal.host import TerminalHost
+from comfyui_longcat.nodes.terminal.train import check_folders
 from comfyui_longcat.training.config_file import check_trainable, read_files, read_run
-from comfyui_longcat.training.config_keys import CONFIG_KEYS, DATA_KEYS
+from comfyui_longcat.training.config_keys import CONFIG_KEYS
 from comfyui_longcat.training.config_text import parse_json, read_json
 from comfyui_longcat.training.config_write import write_run
-from comfyui_longcat.training.errors import ConfigError
+from comfyui_longcat.training.errors import PathError
+from comfyui_longcat.training.tiny.clips_world import draw_example_clips
 from comfyui_longcat.training.tiny.world import draw_example_pairs
 
 IMAGE_GUIDES = ("longcat_image.pt-BR", "longcat_image_edit.en", "longcat_image_edit.hi", "longcat_image_edit.pt-BR")
 EXECUTED = ("longcat_image.pt-BR", "longcat_image_edit.en")
 VIDEO_GUIDE = "longcat_video_i2v.en"
+GUIDES = (*IMAGE_GUIDES, VIDEO_GUIDE)
+
+VALIDATION_SPLIT = {
+    "longcat-video-train": "longcat-video-val",
+    "longcat-video-cond": "longcat-video-val-cond",
+    "/data/video-clips": "/data/val-clips",
+    "/data/video-start-frames": "/data/val-start-frames",
+}
+"""The video guide prints the training data only, and says that its eval_dataset_id is a split of the same structure:
+new names by those that are printed."""
 
 TEXT_TO_IMAGE_DATA = [{"id": "pictures", "type": "local", "instance_data_dir": "/data/edits", "resolution": 1024}]
 """The text-to-image guide prints no data file: it says that folders of captioned pictures work."""
@@ -66,12 +78,20 @@ def clone(tmp_path, monkeypatch, repository):
     return tmp_path
 
 
-def _run(blocks, guide):
-    return read_run(parse_json(blocks(guide, "config"), guide), parse_json(blocks(guide, "data") or "[]", guide))
+def _data(blocks, guide):
+    """The guide's data file, with what it leaves to the reader."""
+    data = parse_json(blocks(guide, "data") or json.dumps(TEXT_TO_IMAGE_DATA), guide)
+    if guide != VIDEO_GUIDE:
+        return data
+    split = json.dumps(data)
+    for printed, new in VALIDATION_SPLIT.items():
+        split = split.replace(f'"{printed}"', f'"{new}"')
+    return [*data, *json.loads(split)]
 
 
 def _write_blocks(blocks, guide, folder):
-    data = blocks(guide, "data") or json.dumps(TEXT_TO_IMAGE_DATA)
+    data = json.dumps(_data(blocks, guide)) if guide == VIDEO_GUIDE else blocks(guide, "data")
+    data = data or json.dumps(TEXT_TO_IMAGE_DATA)
     for name in ("data", "cache"):
         data = data.replace(f'"/{name}/', f'"{(folder / name).as_posix()}/')
     (folder / "config" / "config.json").write_text(blocks(guide, "config"), encoding="utf-8")
@@ -94,6 +114,25 @@ def test_translations_print_the_same(blocks, commands):
 
 @pytest.mark.parametrize("guide", EXECUTED)
 def test_guide_works_as_printed(guide, blocks, commands, clone, capsys):
+    trained = _train_as_printed(guide, blocks, commands, clone)
+    assert main([*_line(commands, guide, "validate"), "--tiny", "--num_samples", "1"]) == 0
+    assert f"LoRA: {trained.name}" in capsys.readouterr().err
+    (picture,) = (clone / "longcat-home" / "output" / "validation").glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_video_guide_works_as_printed(blocks, commands, clone):
+    for clips, starts, seed in (("video-clips", "video-start-frames", 0), ("val-clips", "val-start-frames", 1)):
+        draw_example_clips(clone / "data" / clips, clone / "data" / starts, count=3, seed=seed)
+    trained = _train_as_printed(VIDEO_GUIDE, blocks, commands, clone)
+    run = clone / "longcat-home" / "output" / "longcat" / trained.stem
+    shown = {path.name for path in (run / "samples").iterdir()}
+    first = min((clone / "data" / "val-clips").glob("*.mp4")).stem
+    assert shown and all(first in name for name in shown), "validation samples the evaluation set"
+
+
+def _train_as_printed(guide, blocks, commands, clone):
+    """Path of the LoRA that the printed commands train; the imported workflow trains the same."""
     shutil.copyfile(*_line(commands, guide, "cp"))
     read_files(clone / "config" / "config.json", {})
     _write_blocks(blocks, guide, clone)
@@ -109,11 +148,7 @@ def test_guide_works_as_printed(guide, blocks, commands, clone, capsys):
     assert imported.read_bytes() == trained.read_bytes()
 
     _check_trainer_used_the_workflow(clone, trained.stem)
-
-    assert main([*_line(commands, guide, "validate"), "--tiny", "--num_samples", "1"]) == 0
-    assert f"LoRA: {trained.name}" in capsys.readouterr().err
-    (picture,) = (clone / "longcat-home" / "output" / "validation").glob("*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    return trained
 
 
 def _check_trainer_used_the_workflow(folder, run_name):
@@ -124,39 +159,51 @@ def _check_trainer_used_the_workflow(folder, run_name):
     assert json.loads(json.dumps(dataclasses.asdict(said.model))) == used["model"]
 
 
-@pytest.mark.parametrize("guide", IMAGE_GUIDES)
+@pytest.mark.parametrize("guide", GUIDES)
 def test_every_value_of_a_guide_is_in_the_workflow(guide, blocks, tmp_path):
-    config, data = (parse_json(blocks(guide, kind) or "[]", guide) for kind in ("config", "data"))
-    run = read_run(config, data or TEXT_TO_IMAGE_DATA)
+    config, data = parse_json(blocks(guide, "config"), guide), _data(blocks, guide)
     with use_host(TerminalHost(tmp_path)):
-        graph = to_api(training_graph(run, guide), node_classes())
+        graph = to_api(training_graph(read_run(config, data), guide), node_classes())
     nodes = {node["class_type"]: node["inputs"] for node in graph.values()}
-    differently = {"model_type": "lora", "pretrained_model_name_or_path": None}
+    differently = {"model_type": "lora", "pretrained_model_name_or_path": None, "validation_using_datasets": True}
     for name, value in config.items():
-        if name in differently:
+        if name == "eval_dataset_id":
+            assert _pairs_behind(graph, nodes["LongCatValidation"]) == [value, VALIDATION_SPLIT["longcat-video-cond"]]
+        elif name in differently:
             assert value == differently[name]
-            continue
-        assert nodes[NODE_OF[CONFIG_KEYS[name].owner]][name] == value, name
+        else:
+            assert nodes[NODE_OF[CONFIG_KEYS[name].owner]][name] == value, name
     if "pretrained_model_name_or_path" in config:
         assert nodes["LoadLongCat"]["pretrained_model_name_or_path"] == "auto"
     datasets = {n["inputs"]["id"]: n["inputs"] for n in graph.values() if n["class_type"] == "LongCatDataset"}
     for entry in data:
         widgets = datasets[entry["id"]]
         assert widgets["instance_data_dir"] == entry["instance_data_dir"]
-        assert widgets["caption_strategy"] == (entry["caption_strategy"] or "none")
+        assert widgets["caption_strategy"] == (entry.get("caption_strategy", "textfile") or "none")
         assert widgets["resolution"] == str(entry["resolution"])
-        role = "cache_dir_vae" if "conditioning_data" in entry else "reference_cache_dir_vae"
-        assert nodes["CacheVAELatents"][role] == entry["cache_dir_vae"]
+        assert widgets["is_i2v"] == entry.get("is_i2v", False)
+        assert widgets["dataset_type"] in (entry.get("dataset_type", "image"), "conditioning")
+        role = "reference_cache_dir_vae" if widgets["dataset_type"] == "conditioning" else "cache_dir_vae"
+        assert nodes["CacheVAELatents"][role] == entry.get("cache_dir_vae", "vae/targets")
         assert entry["type"] == "local"
-    if data:
-        (pair,) = (node["inputs"] for node in graph.values() if node["class_type"] == "PairDatasets")
-        wired = [graph[pair[side][0]]["inputs"]["id"] for side in ("targets", "references")]
-        assert wired == ["edit-images", *data[0]["conditioning_data"]]
+    if "conditioning_data" in data[0]:
+        assert _pairs_behind(graph, nodes["TrainLoRA"]) == [data[0]["id"], *data[0]["conditioning_data"]]
+
+
+def _pairs_behind(graph, inputs):
+    """Ids of the two datasets that a node's cache was made from."""
+    text = graph[inputs["cache"][0]]["inputs"]
+    pair = graph[graph[text["cache"][0]]["inputs"]["pairs"][0]]["inputs"]
+    return [graph[pair[side][0]]["inputs"]["id"] for side in ("targets", "references")]
 
 
 @pytest.mark.parametrize(
     ("guide", "workflow"),
-    [("longcat_image.pt-BR", "longcat_image_t2i_train"), ("longcat_image_edit.en", "longcat_image_edit_train")],
+    [
+        ("longcat_image.pt-BR", "longcat_image_t2i_train"),
+        ("longcat_image_edit.en", "longcat_image_edit_train"),
+        (VIDEO_GUIDE, "longcat_video_i2v_train"),
+    ],
 )
 def test_shipped_workflow_has_the_guides_values(guide, workflow, blocks, tmp_path):
     with use_host(TerminalHost(tmp_path)):
@@ -166,10 +213,10 @@ def test_shipped_workflow_has_the_guides_values(guide, workflow, blocks, tmp_pat
     assert different <= {"pretrained_model_name_or_path"}
 
 
-@pytest.mark.parametrize("guide", IMAGE_GUIDES)
+@pytest.mark.parametrize("guide", GUIDES)
 def test_round_trip_loses_nothing(guide, blocks, tmp_path):
     config = parse_json(blocks(guide, "config"), guide) | {"report_to": "none", "output_dir": "/out/of/here/my-run"}
-    data = parse_json(blocks(guide, "data") or json.dumps(TEXT_TO_IMAGE_DATA), guide)
+    data = _data(blocks, guide)
     run = read_run(config, data)
     with use_host(TerminalHost(tmp_path)):
         graph = training_graph(run, guide)
@@ -198,7 +245,7 @@ def test_a_changed_widget_is_exported_and_nothing_else_changes(blocks, tmp_path)
     assert datasets == [data[0], data[1] | {"resolution": 512}]
 
 
-@pytest.mark.parametrize("workflow", ["longcat_image_edit_train", "longcat_image_t2i_train"])
+@pytest.mark.parametrize("workflow", ["longcat_image_edit_train", "longcat_image_t2i_train", "longcat_video_i2v_train"])
 def test_shipped_workflow_becomes_files_and_comes_back(workflow, repository, clone):
     path = repository / "workflows" / f"{workflow}.json"
     assert main(["config", "export", str(path), "-o", "exported"]) == 0
@@ -207,16 +254,6 @@ def test_shipped_workflow_becomes_files_and_comes_back(workflow, repository, clo
         before, after = (run_of_workflow(read_json(each), "x") for each in (path, clone / "back.json"))
     assert before.settings == after.settings
     assert main(["config", "import", "exported/config.json", "-o", "back"]) == 1, "an existing file was replaced"
-
-
-def test_video_guide_is_refused_by_name(blocks, commands, clone, capsys):
-    _write_blocks(blocks, VIDEO_GUIDE, clone)
-    known = [name in CONFIG_KEYS for name in parse_json(blocks(VIDEO_GUIDE, "config"), VIDEO_GUIDE)]
-    known += [name in DATA_KEYS for entry in parse_json(blocks(VIDEO_GUIDE, "data"), VIDEO_GUIDE) for name in entry]
-    assert all(known)
-    assert main(_line(commands, VIDEO_GUIDE, "train")) == 1
-    shown = capsys.readouterr().err
-    assert "longcat_video" in shown and "not part of this version" in shown
 
 
 def test_offload_flags_of_the_guide(blocks, commands, clone):
@@ -268,6 +305,14 @@ def test_a_missing_folder_stops_a_run_but_not_an_import(blocks, clone, capsys):
     assert main(["config", "import", "config/config.json", "-o", "imported"]) == 0
 
 
+def test_drawn_examples_need_not_exist(tmp_path):
+    folders = ("longcat-example/targets", "longcat-example-captioned", "longcat-example-clips/clips")
+    data = [{"id": name, "instance_data_dir": name} for name in folders]
+    check_folders(read_run({}, data), TerminalHost(tmp_path))
+    with pytest.raises(PathError, match="'longcat-example-clip'"):
+        check_folders(read_run({}, [{"id": "a", "instance_data_dir": "longcat-example-clip"}]), TerminalHost(tmp_path))
+
+
 def test_fresh_folder_gets_the_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["config", "examples"]) == 0
@@ -275,12 +320,3 @@ def test_fresh_folder_gets_the_examples(tmp_path, monkeypatch):
     run = read_files(tmp_path / "config" / "config.json", {})
     check_trainable(run)
     assert run.notes == ()
-
-
-def test_video_keys_have_their_reason():
-    for name, value in (("validation_num_video_frames", 93), ("model_family", "longcat_video")):
-        with pytest.raises(ConfigError, match="LongCat-Video is not part"):
-            read_run({name: value}, [])
-    for name, value in (("is_i2v", True), ("video", {"num_frames": 93}), ("dataset_type", "video")):
-        with pytest.raises(ConfigError, match="LongCat-Video is not part"):
-            read_run({}, [{"id": "a", "instance_data_dir": "b", name: value}])
