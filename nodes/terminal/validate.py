@@ -1,4 +1,4 @@
-"""`longcat validate`: pictures of the model, with the run's newest LoRA on it if there is one."""
+"""`longcat validate`: pictures or clips of the model, with the run's newest LoRA on it if there is one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...training.config import DatasetConfig, ValidationConfig
 from ...training.config_data import GuideSet
 from ...training.config_file import GuideRun, read_files
 from ...training.errors import ConfigError
 from ..data import dataset_folder
-from ..graph.catalogue import EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
+from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
 from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
 from ..graph.description import to_api
 from ..graph.override import apply_settings
@@ -25,17 +25,20 @@ from ..host import use_host
 from .host import StopFlag, TerminalHost, say
 from .train import show_notes
 
+if TYPE_CHECKING:
+    from ...training.models.family import Flavour
+
 FOLDER = "validation"
 """Below the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """What one picture is about."""
+    """What one picture or clip is about."""
 
     prompt: str
     picture: Path | None = None
-    """The picture to edit."""
+    """The picture to edit, or to begin the clip with."""
 
 
 def validation_of(
@@ -43,7 +46,8 @@ def validation_of(
 ) -> tuple[dict[str, Any], TerminalHost]:
     """The API graph that samples as the configuration says, and the host to run it in.
 
-    Without a data file (or without a configuration at all) a built-in prompt is drawn, or a drawn picture edited.
+    Without a data file (or without a configuration at all) a built-in prompt is drawn, or a drawn picture edited. Clips
+    begin with the start frames of their dataset, if it has a set of them.
 
     Raises:
         ConfigError, DataError, PathError: whatever is wrong with keys, values and folders.
@@ -54,10 +58,11 @@ def validation_of(
     show_notes(run)
     host = TerminalHost(home, stop=stop, runs_dir=Path(run.runs_dir) if run.runs_dir else None)
     settings = run.train.validation or ValidationConfig()
-    edits = flavour_of(run.model).needs_reference
+    flavour = flavour_of(run.model)
+    frames = settings.validation_num_video_frames if flavour.draws_clips else None
     with use_host(host):
-        subjects = _subjects(run, settings, edits, host)
-        samples = [_sampling(settings, subject, index, run) for index, subject in enumerate(subjects)]
+        subjects = _subjects(run, settings, flavour, host)
+        samples = [_sampling(settings, subject, index, run, frames) for index, subject in enumerate(subjects)]
         graph = to_api(sampling_graph("validate", run.model, NO_LORA, samples), node_classes())
         graph = make_tiny(graph) if tiny else graph
         # Without a configuration nobody has said which run is meant.
@@ -88,17 +93,20 @@ def newest_lora(host: TerminalHost, run_name: str) -> str:
     return max(((when, name) for when, name in found if name in names), default=(0.0, NO_LORA))[1]
 
 
-def _subjects(run: GuideRun, settings: ValidationConfig, edits: bool, host: TerminalHost) -> list[_Subject]:
+def _subjects(run: GuideRun, settings: ValidationConfig, flavour: Flavour, host: TerminalHost) -> list[_Subject]:
+    sets = [
+        each
+        for each in run.eval_sets or run.sets
+        if flavour.draws_clips or (each.references is not None) == flavour.needs_reference
+    ]
+    subjects = _records(sets, settings.num_samples) or [_built_in(flavour, host)]
     lines = [line.strip() for line in settings.validation_prompt.splitlines() if line.strip()]
-    sets = [each for each in run.eval_sets or run.sets if (each.references is not None) == edits]
-    if not edits:
-        prompts = lines or [record.prompt for record in _records(sets, settings.num_samples)] or [EXAMPLE_PROMPT]
-        return [_Subject(prompt=prompt) for prompt in prompts]
-    records = _records(sets, settings.num_samples) or [_built_in(host)]
+    if lines and not any(subject.picture for subject in subjects):
+        return [_Subject(prompt=line) for line in lines]
     return [
         # As in training: the last line holds for the rest.
-        dataclasses.replace(record, prompt=lines[min(index, len(lines) - 1)] if lines else record.prompt)
-        for index, record in enumerate(records)
+        dataclasses.replace(subject, prompt=lines[min(index, len(lines) - 1)] if lines else subject.prompt)
+        for index, subject in enumerate(subjects)
     ]
 
 
@@ -121,14 +129,16 @@ def _resolved(dataset: DatasetConfig) -> DatasetConfig:
     return dataclasses.replace(dataset, instance_data_dir=str(dataset_folder(dataset.instance_data_dir)))
 
 
-def _built_in(host: TerminalHost) -> _Subject:
+def _built_in(flavour: Flavour, host: TerminalHost) -> _Subject:
+    if not flavour.needs_reference:
+        return _Subject(prompt=EXAMPLE_CLIP_PROMPT if flavour.draws_clips else EXAMPLE_PROMPT)
     path = host.input_dir() / SAMPLE_PICTURE
     if not path.exists():
         draw_sample(path)
     return _Subject(prompt=EXAMPLE_INSTRUCTION, picture=input_picture(host, SAMPLE_PICTURE))
 
 
-def _sampling(settings: ValidationConfig, subject: _Subject, index: int, run: GuideRun) -> Sampling:
+def _sampling(settings: ValidationConfig, subject: _Subject, index: int, run: GuideRun, frames: int | None) -> Sampling:
     from ...training.sizes import parse_size
 
     width, height = parse_size(settings.validation_resolution, "validation_resolution")
@@ -150,4 +160,5 @@ def _sampling(settings: ValidationConfig, subject: _Subject, index: int, run: Gu
         # A noise of its own for each, as in training.
         seed=settings.validation_seed + index,
         filename_prefix=f"{FOLDER}/{run.train.run_name}",
+        num_frames=frames,
     )
