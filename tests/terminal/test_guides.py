@@ -272,8 +272,19 @@ def test_offload_flags_of_the_guide(blocks, commands, clone):
         ("longcat_image_edit.en", ["--learning_raet", "1"], "the nearest is 'learning_rate'"),
         ("longcat_image_edit.en", ["--model_flavour", "final"], "draws from text alone"),
         ("longcat_image_edit.en", ["data", "ref-images", "ref-imagse"], "(the nearest is 'ref-imagse')"),
+        (VIDEO_GUIDE, ["--num_frames", "92"], "num_frames is 92"),
+        (VIDEO_GUIDE, ["--validation_num_video_frames", "92"], "validation_num_video_frames is 92"),
+        (VIDEO_GUIDE, ["--validation_resolution", "480x830"], "is 830; it must be a multiple of 16"),
+        (VIDEO_GUIDE, ["--flow_schedule_shift", "0"], "flow_schedule_shift is 0"),
+        (VIDEO_GUIDE, ["--model_flavour", "dev"], "longcat_video has no such flavour"),
+        (VIDEO_GUIDE, ["--model_family", "longcat_image"], "is trained on dataset_type 'image'"),
+        (VIDEO_GUIDE, ["--eval_dataset_id", "longcat-video-vla"], "the nearest is 'longcat-video-val'"),
+        (VIDEO_GUIDE, ["data", "longcat-video-cond", "start"], "no other dataset of that id"),
     ],
-    ids=["misspelt key", "impossible combination", "missing reference set"],
+    ids=[
+        *("misspelt key", "impossible combination", "missing reference set", "frames", "validation frames", "size"),
+        *("shift", "flavour", "family", "evaluation set", "missing start frames"),
+    ],
 )
 def test_faults_stop_within_two_seconds(guide, change, words, blocks, clone):
     _write_blocks(blocks, guide, clone)

@@ -51,6 +51,8 @@ def test_without_a_section_the_guides_values_hold():
         ({"video": {"bucket_strategy": "frames"}}, "must be one of aspect_ratio, resolution_frames"),
         ({"video": {"num_frames": 49}, "num_frames": 93}, "num_frames is 93, and 49 in its section video"),
         ({"fps": 0}, "fps is 0"),
+        ({"resolution": "832x470"}, "resolution is 470; it must be a multiple of 16. Use 464 or 480"),
+        ({"resolution": 470}, "multiple of 16"),
         ({"dataset_type": "image", "video": {"num_frames": 93}}, "has video, which is about videos"),
         ({"dataset_type": None, "is_i2v": True}, "has is_i2v, which is about videos"),
     ],
