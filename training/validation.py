@@ -1,6 +1,6 @@
-"""Previews: pictures sampled from the model in training, which is then exactly as it was.
+"""Previews: pictures or clips sampled from the model in training, which is then exactly as it was.
 
-Legend of shapes: C channels, h w latent height and width, L text tokens, D embedding.
+Legend of shapes: C channels, T latent frames, h w latent height and width, L text tokens, D embedding.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from .caches.handle import Cache
 from .caches.latents import cache_latents, load_latents
 from .caches.text import Prompt, cache_prompts, load_prompt_embeds, prompt_of
 from .config import ValidationConfig
+from .config_dataset import FRAME_RATE
 from .data.buckets import bucket_for
 from .data.media import from_pixels, image_size
-from .data.records import Record
+from .data.records import ClipRecord, Record
 from .errors import ConfigError, LongCatError, PreviewError, StoppedByUserError
 from .files import replacing
 from .loop.events import Callbacks, SamplesReady, StageProgress, WarningRaised
@@ -30,8 +31,10 @@ from .models.components import open_vae
 from .models.family import Family, family_of, flavour_of
 from .models.handle import ModelHandle
 from .models.source import component_config
+from .preview_clips import save_clip, starting_record, strip_of
 from .sampling.image import Guidance, initial_noise, sample_image
-from .sampling.picture import PIXELS_PER_LATENT
+from .sampling.video import ZeroStarGuidance, sample_video
+from .sampling.video_schedule import video_sigmas
 from .sizes import BUCKET_ALIGNMENT, parse_size
 
 if TYPE_CHECKING:
@@ -47,9 +50,9 @@ class PreviewInputs:
 
     name: str
     latents_shape: tuple[int, ...]
-    """[1, C, h, w]"""
+    """[1, C, h, w], of a clip [1, C, T, h, w]"""
     ref_latents: tuple[Tensor, ...]
-    """Each [1, C, h, w]"""
+    """Each [1, C, h, w], a clip's start [1, C, 1, h, w]"""
     prompt_embeds: Tensor
     """[1, L, D]"""
     negative_prompt_embeds: Tensor
@@ -65,7 +68,9 @@ class Previews:
     handle: ModelHandle
     device: torch.device
     folder: Path
-    """Where the pictures go."""
+    """Where the pictures go, and the clips beside them."""
+    fps: float = FRAME_RATE
+    """Of clips."""
 
     def due(self, step: int, last_step: int) -> bool:
         """Before the first step, every `validation_steps`, after the last; not if they are there already."""
@@ -102,15 +107,26 @@ class Previews:
         with torch.no_grad(), _evaluating(transformer):
             latents = [self._sample(family, transformer, index, callbacks) for index in range(len(self.inputs))]
             with open_vae(self.handle, self.device, callbacks) as vae:
-                images = [from_pixels(family.decode(vae, each)) for each in latents]
+                pixels = [family.decode(vae, each).cpu() for each in latents]
         paths = [
-            _save(image, self.folder / f"{_prefix(step)}{index:02d}-{_file_name(inputs.name)}.png")
-            for index, (image, inputs) in enumerate(zip(images, self.inputs, strict=True))
+            self.folder / f"{_prefix(step)}{index:02d}-{_file_name(inputs.name)}.png"
+            for index, inputs in enumerate(self.inputs)
         ]
+        images = [self._save(each, path) for each, path in zip(pixels, paths, strict=True)]
         callbacks.on_event(SamplesReady(step=step, images=tuple(images), paths=tuple(paths)))
 
+    def _save(self, pixels: Tensor, path: Path) -> Image:
+        """Writes a picture, or a clip and the picture that shows it, last: it says that both are there."""
+        is_clip = pixels.ndim == 5
+        if is_clip:
+            save_clip(pixels, path.with_suffix(".mp4"), self.fps)
+        image = strip_of(pixels) if is_clip else from_pixels(pixels)
+        with replacing(path) as temporary:
+            image.save(temporary, format="PNG")
+        return image
+
     def _sample(self, family: Family, transformer: Any, index: int, callbacks: Callbacks) -> Tensor:
-        """-> latents [1, C, h, w]; the noise is the same at every step of the run, so that pictures compare."""
+        """-> latents [1, C, h, w] or [1, C, T, h, w]; the noise is the same at every step, so that pictures compare."""
         inputs = self.inputs[index]
         references = [reference.to(self.device) for reference in inputs.ref_latents]
         positive, negative = (
@@ -125,16 +141,14 @@ class Previews:
             if callbacks.should_stop():
                 raise StoppedByUserError("Stopped while sampling previews.")
 
-        return sample_image(
-            family,
-            transformer,
-            initial_noise(inputs.latents_shape, self.config.validation_seed + index),
-            positive,
-            steps,
-            # The released text-to-image pipeline renormalises, the edit pipeline does not.
-            Guidance(inputs=negative, scale=self.config.validation_guidance, renorm=not references),
-            on_step,
-        )
+        scale = self.config.validation_guidance
+        noise = initial_noise(inputs.latents_shape, self.config.validation_seed + index)
+        if flavour_of(self.handle.config).draws_clips:
+            guidance = ZeroStarGuidance(inputs=negative, scale=scale)
+            return sample_video(family, transformer, noise, positive, video_sigmas(steps), guidance, on_step)
+        # The released text-to-image pipeline renormalises, the edit pipeline does not.
+        guidance = Guidance(inputs=negative, scale=scale, renorm=not references)
+        return sample_image(family, transformer, noise, positive, steps, guidance, on_step)
 
 
 def prepare_previews(
@@ -161,7 +175,15 @@ def prepare_previews(
     inputs: tuple[PreviewInputs, ...] = ()
     if config is not None:
         inputs = _encoded(config, handle, cache, device, callbacks)
-    return Previews(config=config or ValidationConfig(), inputs=inputs, handle=handle, device=device, folder=folder)
+    rates = [cached.record.clip.fps for cached in cache.records if isinstance(cached.record, ClipRecord)]
+    return Previews(
+        config=config or ValidationConfig(),
+        inputs=inputs,
+        handle=handle,
+        device=device,
+        folder=folder,
+        fps=rates[0] if rates else FRAME_RATE,
+    )
 
 
 def newest_pictures(folder: Path) -> tuple[Path, ...]:
@@ -188,11 +210,12 @@ def _encoded(
 ) -> tuple[PreviewInputs, ...]:
     if cache.folders.text is None:
         raise ConfigError("The evaluation data has no cached instructions. Put LongCatCacheText before it.")
-    if flavour_of(handle.config).needs_reference:
+    if _has_references(handle, cache):
         records = _preview_records(config, cache)
         dataset = replace(cache.dataset, records=records)
         cached = cache_latents(dataset, handle, cache.folders, device, callbacks)[0].records
-        ref_paths = [each.ref_latents for each in cached]
+        # A clip without a picture of its start has been cached as its first frame alone.
+        ref_paths = [each.ref_latents or (each.latents,) for each in cached]
         prompts = [prompt_of(record, "instruction", record.caption) for record in records]
     else:
         prompts = _text_prompts(config, cache)
@@ -201,25 +224,33 @@ def _encoded(
     # A prompt and its negative follow each other: their reference is read once.
     pairs = [each for pair in zip(prompts, negatives, strict=True) for each in pair]
     paths, _ = cache_prompts(pairs, handle, cache.folders.text, device, callbacks)
-    channels = component_config(handle, "vae", callbacks)["latent_channels"]
-    return tuple(
-        _inputs_of(each, channels, *files)
-        for each, *files in zip(prompts, ref_paths, paths[0::2], paths[1::2], strict=True)
-    )
+    family, vae_config = family_of(handle.config.model_family), component_config(handle, "vae", callbacks)
+    shapes = [family.latents_shape(vae_config, each.bucket, config.validation_num_video_frames) for each in prompts]
+    return tuple(_inputs_of(*each) for each in zip(prompts, shapes, ref_paths, paths[0::2], paths[1::2], strict=True))
+
+
+def _has_references(handle: ModelHandle, cache: Cache) -> bool:
+    """Whether previews are about pictures of the data: references, or starts of clips."""
+    starts = [cached.record.is_i2v for cached in cache.records if isinstance(cached.record, ClipRecord)]
+    return flavour_of(handle.config).needs_reference or any(starts)
 
 
 def _preview_records(config: ValidationConfig, cache: Cache) -> tuple[Record, ...]:
     """The first pairs, each once although several resolutions make several records of it, at the preview's size."""
-    pairs = {cached.record.target: cached.record for cached in reversed(cache.records)}
-    records = [pairs[target] for target in dict.fromkeys(cached.record.target for cached in cache.records)]
+    usable = [each.record for each in cache.records if not isinstance(each.record, ClipRecord) or each.record.is_i2v]
+    pairs = {record.target: record for record in reversed(usable)}
+    records = [pairs[target] for target in dict.fromkeys(record.target for record in usable)]
     return tuple(
-        replace(
-            record,
-            caption=_line(config, index) or record.caption,
-            bucket=preview_size(image_size(record.references[0]), config.validation_resolution),
-        )
+        _preview_record(record, _line(config, index) or record.caption, config)
         for index, record in enumerate(records[: config.num_samples])
     )
+
+
+def _preview_record(record: Record, caption: str, config: ValidationConfig) -> Record:
+    if isinstance(record, ClipRecord):
+        return starting_record(record, caption, config)
+    size = preview_size(image_size(record.references[0]), config.validation_resolution)
+    return replace(record, caption=caption, bucket=size)
 
 
 def _text_prompts(config: ValidationConfig, cache: Cache) -> list[Prompt]:
@@ -246,13 +277,16 @@ def _line(config: ValidationConfig, index: int) -> str | None:
 
 
 def _inputs_of(
-    prompt: Prompt, channels: int, ref_latents: tuple[Path, ...], prompt_embeds: Path, negative_prompt_embeds: Path
+    prompt: Prompt,
+    latents_shape: tuple[int, ...],
+    ref_latents: tuple[Path, ...],
+    prompt_embeds: Path,
+    negative_prompt_embeds: Path,
 ) -> PreviewInputs:
     # Clones: memory of our own, whatever becomes of the cache files.
-    width, height = (side // PIXELS_PER_LATENT for side in prompt.bucket)
     return PreviewInputs(
         name=prompt.name,
-        latents_shape=(1, channels, height, width),
+        latents_shape=latents_shape,
         ref_latents=tuple(load_latents(path).clone() for path in ref_latents),
         prompt_embeds=load_prompt_embeds(prompt_embeds).clone(),
         negative_prompt_embeds=load_prompt_embeds(negative_prompt_embeds).clone(),
@@ -275,9 +309,3 @@ def _prefix(step: int) -> str:
 
 def _file_name(name: str) -> str:
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name)[:60]
-
-
-def _save(image: Image, path: Path) -> Path:
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
-    return path

@@ -48,6 +48,7 @@ class SamplesReady:
     step: int
     images: tuple[Image, ...]
     paths: tuple[Path, ...]
+    """PNG files; of a clip its frames side by side, and the clip beside it as .mp4."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.video_writer import write_video
 from ..files import replacing_folder
 from .world import BACKGROUNDS, CHINESE_SHAPES, COLOURS, Scene, _holds_files, draw_scene
 
@@ -106,25 +106,6 @@ def draw_clips(count: int, size: int = 64, frames: int = 9, seed: int = 0) -> li
         pictures = [draw_scene(scene, size) for scene in _moving(middle, way, frames)]
         clips.append((f"{number + 1:02d}-{colour}-{shape}-{way}", pictures, caption))
     return clips
-
-
-def write_video(path: Path, pictures: list[Image.Image], fps: float) -> None:
-    """RGB pictures of one size as an H.264 file without visible loss; plays in browsers where both sides are even.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    import av
-
-    width, height = pictures[0].size
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
-        stream.width, stream.height = width, height
-        # Halved colour planes need even sides.
-        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
-        container.mux(stream.encode())
 
 
 def _moving(middle: Scene, way: str, frames: int) -> list[Scene]:
