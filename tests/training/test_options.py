@@ -13,6 +13,7 @@ from comfyui_longcat.training.config import (
     TrainConfig,
     TrainingOptions,
     ValidationConfig,
+    VideoSampleConfig,
     check_name,
     parse_size,
 )
@@ -22,7 +23,10 @@ from comfyui_longcat.training.options import Checked, option_of
 # What a choice needs beside it.
 COMPANIONS = {"instanceprompt": {"instance_prompt": "a bird"}, "area": {"resolution": "0.5"}}
 
-CONFIGS = [ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig, SampleConfig, TextToImageConfig]
+CONFIGS = [
+    *(ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig),
+    *(SampleConfig, TextToImageConfig, VideoSampleConfig),
+]
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
