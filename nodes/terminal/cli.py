@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ EXIT_STOPPED = 130
 
 TINY = "try it out in seconds: tiny model, small sizes, few steps"
 
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao", "diffusers.models.modeling_utils")
+"""They warn of parts that are not used here, in words that nobody can act on. Errors still show."""
+
 REPORT_LINES = 6
 """Longer texts of nodes are cut: a cache report has a line per picture."""
 
@@ -34,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, words = parser.parse_known_args(arguments)
     if words and not hasattr(args, "keys"):
         parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if not args.debug:
+        for name in CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
     stop = StopFlag()
     try:
         with stop.on_signals():
