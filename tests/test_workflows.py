@@ -183,6 +183,33 @@ def test_video_sampling_has_the_quickstarts_values(api):
     assert is_link(_only(api, "CreateVideo")["fps"])
 
 
+@pytest.mark.parametrize("api", ["longcat_video_i2v_train"], indirect=True)
+def test_video_training_has_the_quickstarts_values(api):
+    model = _only(api, "LoadLongCat")
+    assert (model["model_family"], model["model_flavour"]) == ("longcat_video", "final")
+    training = _only(api, "TrainLoRA")
+    assert (training["lora_rank"], training["learning_rate"], training["train_batch_size"]) == (8, 1e-4, 1)
+    assert _only(api, "LongCatTrainingOptions")["gradient_checkpointing"] is True
+    validation = _only(api, "LongCatValidation")
+    assert (validation["validation_resolution"], validation["validation_num_video_frames"]) == ("480x832", 93)
+    assert (validation["validation_num_inference_steps"], validation["validation_guidance"]) == (40, 4.0)
+    assert is_link(validation["cache"]), "the evaluation dataset"
+    for name in ("train", "val"):
+        clips = _only(api, "LongCatDataset", id=f"longcat-video-{name}")
+        assert (clips["dataset_type"], clips["is_i2v"], clips["caption_strategy"]) == ("video", True, "textfile")
+        assert (clips["resolution"], clips["num_frames"], clips["aspect_bucket_alignment"]) == ("480", 93, 64)
+    starts = _only(api, "LongCatDataset", id="longcat-video-cond")
+    assert (starts["dataset_type"], starts["caption_strategy"]) == ("conditioning", "none")
+
+
+@pytest.mark.parametrize("api", ["longcat_video_t2v_train"], indirect=True)
+def test_text_to_video_training_has_no_start_frames(api):
+    clips = _only(api, "LongCatDataset")
+    assert (clips["dataset_type"], clips["is_i2v"], clips["num_frames"]) == ("video", False, 93)
+    assert not [node for node in api.values() if node["class_type"] == "PairDatasets"]
+    assert _only(api, "LongCatValidation")["validation_resolution"] == "832x480"
+
+
 def test_pack_is_named_as_in_pyproject(repository):
     from comfyui_longcat.nodes.graph.ui import PACK
 

@@ -206,7 +206,9 @@ WORKFLOWS: dict[str, Callable[[], Graph]] = {
     "longcat_image_edit_sample": longcat_image_edit_sample,
     "longcat_image_t2i_train": longcat_image_t2i_train,
     "longcat_image_t2i_sample": longcat_image_t2i_sample,
+    "longcat_video_t2v_train": longcat_video_t2v_train,
     "longcat_video_t2v_sample": longcat_video_t2v_sample,
+    "longcat_video_i2v_train": longcat_video_i2v_train,
     "longcat_video_i2v_sample": longcat_video_i2v_sample,
 }
 
