@@ -82,16 +82,15 @@ def sample_clip(
     from ..models.source import component_config
     from ..models.video_latents import denormalise
     from .video import sample_video, with_shared_cache
-    from .video_schedule import distill_sigmas, video_sigmas
 
     _check_flavour(handle)
     _check_start(start, config.num_frames)
     transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
-    for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
-        _check_fit(name, conditioning, transformer_config)
+    _check_fit("positive", prompts[0], transformer_config)
+    _check_fit("negative", prompts[1], transformer_config)
     family = family_of(handle.config.model_family)
     start_latents = None if start is None else _encoded(family, handle, start, device, callbacks)
-    sigmas = distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
+    sigmas = _sigmas(config)
     noise = _noise(config, start_latents, vae_config)
     inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
     on_step = step_reporter(len(sigmas) - 1, callbacks, lambda frame: preview(frame.unsqueeze(2)))
@@ -113,6 +112,12 @@ def _encoded(family: Family, handle: ModelHandle, start: Tensor, device: torch.d
         latents = family.encode_pixels(vae, start.to(device)).cpu()
     stop_if_asked(callbacks)
     return latents
+
+
+def _sigmas(config: VideoSampleConfig) -> Tensor:
+    from .video_schedule import distill_sigmas, video_sigmas
+
+    return distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
 
 
 def _noise(config: VideoSampleConfig, start_latents: Tensor | None, vae_config: dict[str, Any]) -> Tensor:
