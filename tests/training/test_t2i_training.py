@@ -223,7 +223,11 @@ def test_final_hints_at_dev_once(handle, cache, tmp_path, listener):
     heard = listener()
     train(config, final, cache, places, heard)
     hints = [event.message for event in heard.of(WarningRaised)]
-    assert len(hints) == 1 and hints[0] == FLAVOURS["longcat_image", "final"].training_hint and "model_flavour dev" in hints[0]
+    assert (
+        len(hints) == 1
+        and hints[0] == FLAVOURS["longcat_image", "final"].training_hint
+        and "model_flavour dev" in hints[0]
+    )
     longer = listener()
     result = train(replace(config, max_train_steps=2), final, cache, places, longer)
     assert result.folder.name == "t2i" and len(longer.of(StepReport)) == 1, "the run went on"
