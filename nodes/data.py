@@ -11,7 +11,7 @@ from ..training.config import DatasetConfig
 from ..training.data.records import TrainingSet
 from ..training.models.handle import ModelHandle
 from .host import current_host
-from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, socket, text, widgets
+from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, settings_fault, socket, text, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +86,10 @@ class LongCatDataset:
             "required": widgets(DatasetConfig, *required),
             "optional": widgets(DatasetConfig, *OPTIONAL_DATASET_FIELDS),
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(DatasetConfig, values)
 
     @classmethod
     def IS_CHANGED(cls, instance_data_dir: str = "", dataset_type: str = "image", **_others: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.config import SampleConfig
 from ..training.models.handle import ModelHandle
 from .host import current_host
-from .types import LONGCAT_MODEL, socket, text, widget
+from .types import LONGCAT_MODEL, settings_fault, socket, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,10 @@ class EncodeEditPrompt:
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(SampleConfig, values)
 
     def encode(
         self,

@@ -9,7 +9,7 @@ from ..training.config import SampleConfig, TextToImageConfig, VideoSampleConfig
 from ..training.models.handle import ModelHandle
 from .encode import Conditioning
 from .host import current_host
-from .types import LONGCAT_MODEL, Widget, socket, widgets
+from .types import LONGCAT_MODEL, Widget, settings_fault, socket, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,10 @@ class LongCatSampleEdit:
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(SampleConfig, values)
 
     def sample(
         self,
@@ -98,6 +102,10 @@ class LongCatSampleT2I:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(TextToImageConfig, values)
+
     def sample(
         self,
         model: ModelHandle,
@@ -145,6 +153,10 @@ class LongCatSampleT2V:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": _video_inputs(), "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(VideoSampleConfig, values)
 
     def sample(
         self,
@@ -207,6 +219,10 @@ class SampleI2V:
             "optional": {"previous_frames": socket("IMAGE", previous)},
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(VideoSampleConfig, values)
 
     def sample(
         self,

@@ -16,6 +16,7 @@ from .types import (
     LONGCAT_VALIDATION,
     TrainedLora,
     ValidationPlan,
+    settings_fault,
     socket,
     widgets,
 )
@@ -42,6 +43,10 @@ class LongCatValidation:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         pairs = "Pairs to sample from that are not trained on; without it the first training pairs are used."
         return {"required": widgets(ValidationConfig), "optional": {"cache": socket(LONGCAT_CACHE, pairs)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(ValidationConfig, values)
 
     def plan(
         self,
@@ -84,6 +89,10 @@ class LongCatTrainingOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": widgets(TrainingOptions)}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(TrainingOptions, values)
 
     def choose(
         self,
@@ -175,6 +184,10 @@ class TrainLoRA:
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
+        return settings_fault(TrainConfig, values)
 
     @classmethod
     def IS_CHANGED(cls, restart: bool = TrainConfig.restart, **_others: Any) -> float | str:

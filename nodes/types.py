@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..training.caches.handle import Cache
 from ..training.config import ValidationConfig
+from ..training.errors import ConfigError
 from ..training.options import Option, option_of
 
 LONGCAT_MODEL = "LONGCAT_MODEL"
@@ -83,6 +85,22 @@ def widgets(config_class: type, *names: str) -> dict[str, Widget]:
 def text(tooltip: str, default: str = "", multiline: bool = False) -> Widget:
     """A STRING widget that is no option of a config dataclass."""
     return "STRING", {"default": default, "tooltip": tooltip} | _text_settings(multiline)
+
+
+def settings_fault(config_class: type, values: Mapping[str, Any]) -> bool | str:
+    """A node's answer to VALIDATE_INPUTS: True, or why its widgets are refused, before any node of the graph runs.
+
+    Values that are wired are not known yet (None); then the node itself refuses, when it runs.
+    """
+    options = {field.name for field in dataclasses.fields(config_class) if "option" in field.metadata}
+    given = {name: value for name, value in values.items() if name in options}
+    if None in given.values():
+        return True
+    try:
+        config_class(**given)
+    except ConfigError as error:
+        return str(error)
+    return True
 
 
 def socket(type_name: str, tooltip: str) -> Widget:
