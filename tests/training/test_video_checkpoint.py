@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.errors import ModelError
+from comfyui_longcat.training.loop.events import NoCallbacks
 from comfyui_longcat.training.models.components import TextEncoder
+from comfyui_longcat.training.models.handle import ModelHandle
 from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily
+from comfyui_longcat.training.models.source import component_config, identity_of
 from comfyui_longcat.training.models.video_components import (
     QWEN,
     UMT5,
@@ -214,6 +218,10 @@ def test_the_folder_may_have_fastvideos_name_and_no_settings(copy, twin):
     loaded, wanted = (load_transformer(folder, torch.float32) for folder in (copy, twin))
     assert loaded.config.text_tokens_zero_pad is True
     assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    model = ModelConfig(model_family="longcat_video", model_flavour="tiny-video")
+    handle = ModelHandle(config=model, models_dirs=(), folder=copy)
+    assert len(identity_of(handle, "transformer", NoCallbacks())) == 64
+    assert component_config(handle, "transformer", NoCallbacks())["caption_channels"] == 64
 
 
 def test_padding_is_attended_as_the_checkpoint_says(copy):

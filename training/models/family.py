@@ -115,8 +115,6 @@ class Flavour:
     """Name of its folder below models/longcat."""
     pipeline: str
     """Class in model_index.json: text-to-image and edit have equal transformers, only this tells them apart."""
-    transformer: str = "transformer"
-    """Name of the transformer's folder."""
     mark: str = "model_index.json"
     """File that every complete folder of this layout has."""
     distilled: bool = False
@@ -178,7 +176,6 @@ FLAVOURS: dict[tuple[str, str], Flavour] = {
         repo_id="meituan-longcat/LongCat-Video",
         folder_name="LongCat-Video",
         pipeline=VIDEO,
-        transformer="dit",
         mark="dit/config.json",
     ),
     (VIDEO_FAMILY, "tiny-video"): Flavour(
@@ -186,7 +183,6 @@ FLAVOURS: dict[tuple[str, str], Flavour] = {
         repo_id=None,
         folder_name="tiny-video",
         pipeline=VIDEO,
-        transformer="dit",
         mark="dit/config.json",
     ),
 }

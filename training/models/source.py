@@ -94,7 +94,11 @@ def component_config(handle: ModelHandle, component: str, callbacks: Callbacks) 
     """
     if handle.files is None:
         folder = resolve_folder(handle, callbacks)
-        return read_json(folder / _subfolder(handle.config, component) / "config.json")
+        if component == "transformer" and flavour_of(handle.config).draws_clips:
+            from .video_components import transformer_config
+
+            return transformer_config(folder)
+        return read_json(folder / component / "config.json")
     from .single_file import inspect
 
     return inspect(getattr(handle.files, component)).config
@@ -107,7 +111,8 @@ def identity_of(handle: ModelHandle, component: str, callbacks: Callbacks) -> st
         ModelError, StoppedByUserError: as `resolve_folder`.
     """
     if handle.files is None:
-        return component_identity(resolve_folder(handle, callbacks), _subfolder(handle.config, component))
+        folder = resolve_folder(handle, callbacks)
+        return component_identity(folder, _subfolder(folder, handle.config, component))
     path = getattr(handle.files, component)
     check_weights(path)
     parts: dict[str, Any] = {"weights": weights_identity(path)}
@@ -136,8 +141,12 @@ def component_identity(folder: Path, component: str) -> str:
     return sha256_of_json(parts)
 
 
-def _subfolder(config: ModelConfig, component: str) -> str:
-    return flavour_of(config).transformer if component == "transformer" else component
+def _subfolder(folder: Path, config: ModelConfig, component: str) -> str:
+    if component == "transformer" and flavour_of(config).draws_clips:
+        from .video_components import transformer_folder
+
+        return transformer_folder(folder).name
+    return component
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -69,6 +69,16 @@ def transformer_folder(folder: Path) -> Path:
     return next((path for path in paths if (path / "config.json").is_file()), paths[0])
 
 
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """Settings of the checkpoint's transformer in our names, whatever its own config.json calls them; reads headers.
+
+    Raises:
+        ModelError: incomplete, damaged or of another model.
+    """
+    path = transformer_folder(folder)
+    return _transformer_config(path, _transformer_keys(path))
+
+
 def text_width(config: dict[str, Any]) -> int | None:
     """Width of a text encoder's embeddings by its config.json; None if it is of no known kind."""
     kind = config.get("model_type")
