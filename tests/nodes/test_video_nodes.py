@@ -1,11 +1,13 @@
 """LongCatEncodePrompt, LongCatSampleT2V and SampleI2V on the tiny twin: real weights, ComfyUI's tensors."""
 
+import shutil
+
 import pytest
 import torch
 from comfyui_longcat.nodes.encode import EncodeEditPrompt, LongCatEncodePrompt
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.sample import LongCatSampleT2I, LongCatSampleT2V, SampleI2V
-from comfyui_longcat.training.errors import ConfigError, StoppedByUserError
+from comfyui_longcat.training.errors import ConfigError, ModelError, StoppedByUserError
 
 SAMPLING = {
     "width": 96,
@@ -114,3 +116,12 @@ def test_stop_button_ends_sampling(model, conditioning, module_host, monkeypatch
     monkeypatch.setattr(module_host, "stop_after", module_host.asked + 1)
     with pytest.raises(StoppedByUserError):
         LongCatSampleT2V().sample(model, *conditioning, **(SAMPLING | {"num_inference_steps": 50}))
+
+
+def test_a_single_file_and_an_images_folder_are_no_video_model(module_host, tiny_checkpoint):
+    with pytest.raises(ConfigError, match="single file 'LongCat_TI2V_comfy.safetensors'.*whole folder"):
+        LoadLongCat().load("longcat_video", "final", "LongCat_TI2V_comfy.safetensors", "bf16")
+    copy = module_host.models_dirs()[0] / "LongCat-Image-Edit"
+    shutil.copytree(tiny_checkpoint, copy)
+    with pytest.raises(ModelError, match="AutoencoderKL; longcat_video needs"):
+        LoadLongCat().load("longcat_video", "final", str(copy), "bf16")

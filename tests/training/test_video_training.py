@@ -14,6 +14,7 @@ from comfyui_longcat.training.config import (
     TrainConfig,
     TrainingOptions,
     ValidationConfig,
+    VideoSampleConfig,
 )
 from comfyui_longcat.training.data.batches import BatchOrder, load_batch
 from comfyui_longcat.training.data.pairs import pair_datasets
@@ -27,7 +28,11 @@ from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.models.components import open_transformer
 from comfyui_longcat.training.models.family import family_of
 from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
+from comfyui_longcat.training.models.video_components import QWEN
+from comfyui_longcat.training.sampling.clip import sample_clip
+from comfyui_longcat.training.sampling.t2i import encode_prompts
 from comfyui_longcat.training.tiny.clips_world import draw_example_clips
+from comfyui_longcat.training.tiny.video_checkpoint import build_tiny_video_checkpoint
 
 CPU = torch.device("cpu")
 FAMILY = family_of("longcat_video")
@@ -279,6 +284,24 @@ def test_trains_small(settings, handle, cache, tmp_path):
     plain = train(config, handle, cache, places(tmp_path / "plain"), NoCallbacks()).losses
     print(settings, small, plain)
     assert small == pytest.approx(plain, rel=2e-2 if "base_model_precision" in settings else 1e-6)
+
+
+def test_a_checkpoint_with_qwen_as_text_encoder_trains_and_samples(data, tmp_path):
+    """The quickstart speaks of Qwen2.5-VL; where its width fits the transformer, it takes the same way as UMT5."""
+    build_tiny_video_checkpoint(tmp_path / "twin", QWEN)
+    config = ModelConfig(model_family="longcat_video", model_flavour="tiny-video", base_model_precision="fp32")
+    handle = ModelHandle(config=config, models_dirs=(tmp_path,), folder=tmp_path / "twin")
+    cache = cached(pair_datasets(*data), handle, tmp_path / "cache")[0]
+    embeds = [load_prompt_embeds(each.prompt_embeds) for each in cache.records[:2]]
+    assert embeds[0].shape == embeds[1].shape == (1, 512, 64)
+    assert not torch.equal(*embeds)
+    result = train(replace(CONFIG, max_train_steps=2), handle, cache, places(tmp_path), NoCallbacks())
+    trained = handle.with_lora(LoraUse(path=result.lora))
+    prompts = tuple(encode_prompts(trained, ("a circle moves right", ""), CPU, NoCallbacks()))
+    settings = VideoSampleConfig(width=64, height=64, num_frames=5, num_inference_steps=2)
+    clip = sample_clip(settings, trained, prompts, torch.zeros(1, 3, 64, 64), CPU, NoCallbacks(), lambda latents: None)
+    assert clip.pixels.shape == (1, 3, 5, 64, 64)
+    assert clip.pixels.isfinite().all()
 
 
 # What is refused before anything is loaded
