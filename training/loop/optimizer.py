@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..config import TrainConfig, TrainingOptions
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -36,7 +37,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
             scale_parameter=False,
             relative_step=False,
         )
-    raise NotImplementedError(f"optimizer {options.optimizer}")
+    raise ConfigError(f"optimizer is {options.optimizer!r}; it must be adamw or adafactor.")
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
