@@ -88,8 +88,8 @@ class LongCatDataset:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(DatasetConfig, values)
+    def VALIDATE_INPUTS(cls, resolution: Any = None, num_frames: Any = DatasetConfig.num_frames) -> bool | str:
+        return settings_fault(DatasetConfig, {"resolution": resolution, "num_frames": num_frames})
 
     @classmethod
     def IS_CHANGED(cls, instance_data_dir: str = "", dataset_type: str = "image", **_others: Any) -> str:

@@ -48,8 +48,8 @@ class EncodeEditPrompt:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(SampleConfig, values)
+    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
+        return settings_fault(SampleConfig, {"width": width, "height": height})
 
     def encode(
         self,

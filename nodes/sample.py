@@ -45,8 +45,8 @@ class LongCatSampleEdit:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(SampleConfig, values)
+    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
+        return settings_fault(SampleConfig, {"width": width, "height": height})
 
     def sample(
         self,
@@ -103,8 +103,8 @@ class LongCatSampleT2I:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(TextToImageConfig, values)
+    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
+        return settings_fault(TextToImageConfig, {"width": width, "height": height})
 
     def sample(
         self,
@@ -155,8 +155,8 @@ class LongCatSampleT2V:
         return {"required": _video_inputs(), "hidden": {"unique_id": "UNIQUE_ID"}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(VideoSampleConfig, values)
+    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None, num_frames: Any = None) -> bool | str:
+        return settings_fault(VideoSampleConfig, {"width": width, "height": height, "num_frames": num_frames})
 
     def sample(
         self,
@@ -221,8 +221,8 @@ class SampleI2V:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(VideoSampleConfig, values)
+    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None, num_frames: Any = None) -> bool | str:
+        return settings_fault(VideoSampleConfig, {"width": width, "height": height, "num_frames": num_frames})
 
     def sample(
         self,

@@ -45,8 +45,8 @@ class LongCatValidation:
         return {"required": widgets(ValidationConfig), "optional": {"cache": socket(LONGCAT_CACHE, pairs)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(ValidationConfig, values)
+    def VALIDATE_INPUTS(cls, validation_resolution: Any = None) -> bool | str:
+        return settings_fault(ValidationConfig, {"validation_resolution": validation_resolution})
 
     def plan(
         self,
@@ -89,10 +89,6 @@ class LongCatTrainingOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": widgets(TrainingOptions)}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(TrainingOptions, values)
 
     def choose(
         self,
@@ -186,8 +182,8 @@ class TrainLoRA:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, **values: Any) -> bool | str:
-        return settings_fault(TrainConfig, values)
+    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
+        return settings_fault(TrainConfig, {"run_name": run_name})
 
     @classmethod
     def IS_CHANGED(cls, restart: bool = TrainConfig.restart, **_others: Any) -> float | str:

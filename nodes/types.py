@@ -90,14 +90,14 @@ def text(tooltip: str, default: str = "", multiline: bool = False) -> Widget:
 def settings_fault(config_class: type, values: Mapping[str, Any]) -> bool | str:
     """A node's answer to VALIDATE_INPUTS: True, or why its widgets are refused, before any node of the graph runs.
 
-    Values that are wired are not known yet (None); then the node itself refuses, when it runs.
+    Core shows the answer once for each input that VALIDATE_INPUTS names, and no longer checks these itself: a node
+    names only those that core cannot judge by range and choices. Values that are wired are not known yet (None); then
+    the node itself refuses, when it runs.
     """
-    options = {field.name for field in dataclasses.fields(config_class) if "option" in field.metadata}
-    given = {name: value for name, value in values.items() if name in options}
-    if None in given.values():
+    if None in values.values():
         return True
     try:
-        config_class(**given)
+        config_class(**values)
     except ConfigError as error:
         return str(error)
     return True

@@ -104,7 +104,7 @@ def _settings(host: TerminalHost, steps: int) -> tuple[str, ...]:
         "TrainLoRA.run_name=demo",
         f"TrainLoRA.max_train_steps={steps}",
         "TrainLoRA.learning_rate=3e-3",
-    "TrainLoRA.lora_rank=64",
+        "TrainLoRA.lora_rank=64",
         "TrainLoRA.train_batch_size=2",
         "LongCatTrainingOptions.lora_target=official",
         "LongCatTrainingOptions.lr_scheduler=cosine",

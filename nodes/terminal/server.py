@@ -205,13 +205,17 @@ def _refusal(base: str, status: int, answer: Mapping[str, Any], graph: Mapping[s
         lines.append(f"- {_joined(error)}")
     for node_id, faults in (answer.get("node_errors") or {}).items():
         where = label(node_id, graph.get(node_id, {"class_type": faults.get("class_type", "?")}))
-        lines += [f"- {where}: {_joined(fault)}" for fault in faults.get("errors", ())]
+        # A node's own refusal comes once for each of the inputs it has looked at.
+        lines += dict.fromkeys(f"- {where}: {_joined(fault)}" for fault in faults.get("errors", ()))
     if error is None and not answer.get("node_errors"):
         lines.append("- no reason given; is it a ComfyUI of version 0.29 or newer?")
     return "\n".join(lines)
 
 
 def _joined(error: Mapping[str, Any]) -> str:
+    if error.get("type") == "custom_validation_failed":
+        name, dash, reason = str(error.get("details", "")).partition(" - ")
+        return reason if dash else name
     return ": ".join(text for text in (error.get("message"), error.get("details")) if text)
 
 
