@@ -31,7 +31,10 @@ def test_faults_found_there_are_shown(server, api, capsys):
     assert "(LongCatSampleEdit)" in shown and "num_inference_steps" in shown
     assert main([*command, "--set", "LongCatSampleEdit.width=65"]) == 1
     shown = capsys.readouterr().err
-    assert "(LongCatSampleEdit) failed on the server" in shown and "multiple of 16" in shown
+    assert shown.count("(LongCatSampleEdit)") == shown.count("multiple of 16") == 1, "refused when queued, and once"
+    assert main([*command, "--set", "LoadLongCat.pretrained_model_name_or_path=nowhere"]) == 1
+    shown = capsys.readouterr().err
+    assert "(LoadLongCat) failed on the server" in shown and "nowhere" in shown
 
 
 @pytest.mark.parametrize("name", sorted(CORE_NODES))
