@@ -69,10 +69,7 @@ class LongCatSampleEdit:
             guidance_scale=guidance_scale,
             seed=seed,
         )
-        prompts = tuple(
-            _encoded(f"LongCatSampleEdit.{name}", conditioning, "EncodeEditPrompt")
-            for name, conditioning in (("positive", positive), ("negative", negative))
-        )
+        prompts = _prompts("LongCatSampleEdit", positive, negative, "EncodeEditPrompt")
         return _sample(sample_edit, config, model, prompts, unique_id)
 
 
@@ -129,10 +126,7 @@ class LongCatSampleT2I:
             seed=seed,
             cfg_renorm=cfg_renorm,
         )
-        prompts = tuple(
-            _encoded(f"LongCatSampleT2I.{name}", conditioning, "LongCatEncodePrompt")
-            for name, conditioning in (("positive", positive), ("negative", negative))
-        )
+        prompts = _prompts("LongCatSampleT2I", positive, negative, "LongCatEncodePrompt")
         return _sample(sample_t2i, config, model, prompts, unique_id)
 
 
@@ -183,7 +177,7 @@ class LongCatSampleT2V:
             seed=seed,
             distilled=distilled,
         )
-        prompts = _video_prompts("LongCatSampleT2V", positive, negative)
+        prompts = _prompts("LongCatSampleT2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, None, unique_id)
         return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
 
@@ -250,7 +244,7 @@ class SampleI2V:
             distilled=distilled,
         )
         start = _start(config, start_frame, previous_frames)
-        prompts = _video_prompts("SampleI2V", positive, negative)
+        prompts = _prompts("SampleI2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, start, unique_id)
         return _with_previous(sample, previous_frames), {"samples": sample.raw_latents}, config.fps
 
@@ -259,7 +253,7 @@ def _sample(
     sampler: Callable[..., PictureSample],
     config: SampleConfig,
     model: ModelHandle,
-    prompts: tuple[EncodedPrompt, ...],
+    prompts: tuple[EncodedPrompt, EncodedPrompt],
     node_id: str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     from .images import pixels_to_image
@@ -279,11 +273,11 @@ def _video_inputs() -> dict[str, Widget]:
     }
 
 
-def _video_prompts(node: str, positive: Conditioning, negative: Conditioning) -> tuple[EncodedPrompt, EncodedPrompt]:
-    return (
-        _encoded(f"{node}.positive", positive, "LongCatEncodePrompt"),
-        _encoded(f"{node}.negative", negative, "LongCatEncodePrompt"),
-    )
+def _prompts(
+    node: str, positive: Conditioning, negative: Conditioning, encoder: str
+) -> tuple[EncodedPrompt, EncodedPrompt]:
+    """Both inputs of sampler `node`, checked; `encoder` is the node that makes such a conditioning."""
+    return _encoded(f"{node}.positive", positive, encoder), _encoded(f"{node}.negative", negative, encoder)
 
 
 def _start(config: VideoSampleConfig, start_frame: Tensor, previous_frames: Tensor | None) -> Tensor:
