@@ -39,9 +39,9 @@ def read_image(path: Path) -> Image.Image:
     """
     from PIL import ImageOps
 
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
-        return _as_rgb(ImageOps.exif_transpose(image), path)
+        return as_rgb(ImageOps.exif_transpose(image), path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -52,7 +52,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     from PIL import ExifTags, Image
 
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         # The base class's method, as PNG's own one decodes all pixels; TIFF has turned its size by now.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -96,7 +96,12 @@ def from_pixels(pixels: Tensor) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file with only its head read, by the decoders of `FORMATS` alone.
+
+    Raises:
+        DataError: it cannot be read, also when reading goes on inside the block.
+    """
     from PIL import Image
 
     Image.init()
@@ -118,7 +123,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+def as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled to 8, transparency laid on white.
+
+    Raises:
+        DataError: a mode whose white is not known.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":

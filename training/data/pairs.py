@@ -93,7 +93,7 @@ def _replacing_warnings(references: PictureFolder, captions: Captions) -> list[s
 
 
 def _unmatched_faults(left: PictureFolder, right: PictureFolder) -> list[str]:
-    faults = [*_without_partner(left, right), *_without_partner(right, left)]
+    faults = [*without_partner(left, right), *without_partner(right, left)]
     if faults:
         faults[-1] += (
             f"\n    {left.path} holds {len(left.pictures)} {left.role}: {shown(_file_names(left))}."
@@ -104,7 +104,8 @@ def _unmatched_faults(left: PictureFolder, right: PictureFolder) -> list[str]:
     return faults
 
 
-def _without_partner(side: PictureFolder, other: PictureFolder) -> list[str]:
+def without_partner(side: PictureFolder, other: PictureFolder) -> list[str]:
+    """The fault, if any, that files of `side` have none of their name on the `other` side."""
     unmatched = sorted(side.pictures.keys() - other.pictures.keys(), key=natural_order)
     if not unmatched:
         return []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..sizes import Size
 from .folder import natural_order
-from .media import IMAGE_SUFFIXES, _as_rgb, _opened, image_size, read_image
+from .media import IMAGE_SUFFIXES, as_rgb, image_size, opened, read_image
 
 if TYPE_CHECKING:
     import av
@@ -171,10 +171,10 @@ def _animation_frames(path: Path) -> Iterator[TimedFrame]:
     from PIL import ImageSequence
 
     time = Fraction(0)
-    with _opened(path) as image:
+    with opened(path) as image:
         for stored in ImageSequence.Iterator(image):
             # At once, as Pillow overwrites it by the next one.
-            picture = _as_rgb(stored, path)
+            picture = as_rgb(stored, path)
             yield TimedFrame(time=time, picture=functools.partial(_itself, picture))
             time += Fraction(round(stored.info.get("duration") or 0), 1000) or UNTIMED_SECONDS
 

@@ -24,7 +24,7 @@ from .folder import (
     stem_of,
 )
 from .media import IMAGE_SUFFIXES
-from .pairs import _without_partner
+from .pairs import without_partner
 from .records import ClipRecord, Record, Source, TrainingSet
 from .sets import records_of
 from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
@@ -175,7 +175,7 @@ def _read_start_frames(
     if faults:
         return None, faults, []
     faults = duplicate_faults(frames.role, frames.path, frames.duplicates)
-    unmatched = [*_without_partner(folder, frames), *_without_partner(frames, folder)]
+    unmatched = [*without_partner(folder, frames), *without_partner(frames, folder)]
     if unmatched:
         unmatched[-1] += (
             f"\n    Looked in {folder.path} for videos and in {frames.path} for {' '.join(IMAGE_SUFFIXES)}. Rename, add"

@@ -64,7 +64,7 @@ def open_vae(handle: ModelHandle, device: torch.device, callbacks: Callbacks) ->
             return single_file.load_vae(files.vae).to(device)
         if flavour_of(handle.config).draws_clips:
             return video_components.load_vae(folder).to(device)
-        return _from_folder(AutoencoderKL, folder / "vae", torch.float32).to(device)
+        return from_folder(AutoencoderKL, folder / "vae", torch.float32).to(device)
 
     with _in_memory("VAE", load, device, callbacks) as vae:
         yield vae
@@ -96,7 +96,7 @@ def open_text_encoder(handle: ModelHandle, device: torch.device, callbacks: Call
         elif not sees:
             model = video_components.load_text_encoder(folder, dtype)
         else:
-            model = _from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
+            model = from_folder(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", dtype)
         for name, block in blocks_of(model).items():
             _place(block, name, device, precision)
         return model.to(device)
@@ -257,7 +257,12 @@ def _empty_cache(device: torch.device) -> None:
         backend.empty_cache()
 
 
-def _from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+def from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    """A diffusers or transformers model, on the CPU.
+
+    Raises:
+        ModelError: damaged, of another version, or some of its weights are missing.
+    """
     from safetensors import SafetensorError
 
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from .block_loading import Finish, fill, reading_folder
 from .checkpoint_files import check_weights, read_json, weight_files
-from .components import _from_folder
+from .components import from_folder
 from .tensor_file import read_tensor_file
 from .video_dit.keys import VideoKeys, assemble, recognise
 
@@ -97,7 +97,7 @@ def load_vae(folder: Path) -> nn.Module:
     import torch
     from diffusers import AutoencoderKLWan
 
-    return _from_folder(AutoencoderKLWan, folder / "vae", torch.float32)
+    return from_folder(AutoencoderKLWan, folder / "vae", torch.float32)
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -113,7 +113,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     kind = read_json(path / "config.json").get("model_type")
     if kind not in classes:
         raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
-    return _from_folder(classes[kind], path, dtype)
+    return from_folder(classes[kind], path, dtype)
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = None) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..data.video_writer import write_video
 from ..files import replacing_folder
-from .world import BACKGROUNDS, CHINESE_SHAPES, COLOURS, Scene, _holds_files, draw_scene
+from .world import BACKGROUNDS, CHINESE_SHAPES, COLOURS, Scene, draw_scene, holds_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,11 +69,11 @@ def draw_example_clips(
         OSError: the disk is full or a folder cannot be written.
     """
     drawn = draw_clips(count, size, frames, seed)
-    if not _holds_files(start_frames):
+    if not holds_files(start_frames):
         with replacing_folder(start_frames) as folder:
             for name, pictures, _ in drawn:
                 pictures[0].save(folder / f"{name}.png")
-    if not _holds_files(clips):
+    if not holds_files(clips):
         with replacing_folder(clips) as folder:
             for name, pictures, caption in drawn:
                 write_video(folder / f"{name}.mp4", pictures, FRAMES_PER_SECOND)

@@ -137,11 +137,11 @@ def draw_example_pairs(targets: Path, references: Path, count: int = 12, size: i
         OSError: the disk is full or a folder cannot be written.
     """
     pairs = draw_pairs(count, size, seed)
-    if not _holds_files(references):
+    if not holds_files(references):
         with replacing_folder(references) as folder:
             for name, reference, _, _ in pairs:
                 reference.save(folder / f"{name}.png")
-    if not _holds_files(targets):
+    if not holds_files(targets):
         with replacing_folder(targets) as folder:
             for name, _, target, instruction in pairs:
                 target.save(folder / f"{name}.png")
@@ -161,7 +161,7 @@ def draw_example_pictures(folder: Path, count: int = 12, size: int = 64, seed: i
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    if _holds_files(folder):
+    if holds_files(folder):
         return
     with replacing_folder(folder) as temporary:
         for number, look, scene in _scenes(count, seed):
@@ -244,5 +244,6 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
     return picture.reduce(SUPERSAMPLING)
 
 
-def _holds_files(folder: Path) -> bool:
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in `folder`: what is there is never drawn over."""
     return folder.is_dir() and any(folder.iterdir())
