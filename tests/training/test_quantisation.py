@@ -181,4 +181,4 @@ def test_the_path_is_as_before_after_int4(transformer):
 
 def test_available_precisions_pass():
     for precision in ("bf16", "fp32", "no_change", "int8-quanto", "fp8-torchao", "int8-torchao"):
-        ensure_available(precision)
+        assert ensure_available(precision) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -89,17 +88,3 @@ class NoCallbacks:
 
     def should_stop(self) -> bool:
         return False
-
-
-class EveryCallback:
-    """Hands each event to several callbacks, in order; stops when one of them says so."""
-
-    def __init__(self, callbacks: Sequence[Callbacks]) -> None:
-        self.callbacks = tuple(callbacks)
-
-    def on_event(self, event: Event) -> None:
-        for callback in self.callbacks:
-            callback.on_event(event)
-
-    def should_stop(self) -> bool:
-        return any(callback.should_stop() for callback in self.callbacks)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ..config import ModelConfig
@@ -97,10 +96,6 @@ class Family(Protocol):
         Raises:
             ConfigError: no such preset for this family.
         """
-        ...
-
-    def trainable_dtype(self, precision: str) -> torch.dtype:
-        """Compute dtype of the transformer for `ModelConfig.base_model_precision`."""
         ...
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import BASE_PRECISIONS
 from ..errors import ConfigError
 from ..sampling.schedule import resolution_mu
 from .family import ModelInputs
@@ -54,8 +53,6 @@ LORA_TARGETS = {
         "ff_context.net.2",
     ],
 }
-
-TRAINABLE_DTYPES = {precision: torch.bfloat16 for precision in BASE_PRECISIONS} | {"fp32": torch.float32}
 
 
 class LongCatImageFamily:
@@ -155,15 +152,3 @@ class LongCatImageFamily:
         if preset not in LORA_TARGETS:
             raise ConfigError(f"lora_target is {preset!r}; it must be one of {', '.join(LORA_TARGETS)}.")
         return list(LORA_TARGETS[preset])
-
-    def trainable_dtype(self, precision: str) -> torch.dtype:
-        """Compute dtype of the transformer; a quantised one computes in bfloat16.
-
-        Raises:
-            ConfigError: no such precision.
-        """
-        if precision not in TRAINABLE_DTYPES:
-            raise ConfigError(
-                f"base_model_precision is {precision!r}; it must be one of {', '.join(TRAINABLE_DTYPES)}."
-            )
-        return TRAINABLE_DTYPES[precision]

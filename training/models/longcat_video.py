@@ -157,10 +157,6 @@ class LongCatVideoFamily:
         """12, for all sizes and lengths."""
         return FLOW_SHIFT
 
-    def trainable_dtype(self, precision: str) -> torch.dtype:
-        """Compute dtype of the transformer; a quantised one computes in bfloat16."""
-        return torch.float32 if precision == "fp32" else torch.bfloat16
-
     def lora_targets(self, preset: str) -> list[str]:
         """Suffixes for peft: in the released 48 blocks they select 240 (attention) or 384 (attention+ffn) linears.
 
