@@ -1,5 +1,8 @@
 """`longcat run --server` against a real ComfyUI, and our stand-ins of core nodes against core's own."""
 
+import os
+import subprocess
+
 import pytest
 from comfyui_longcat.nodes.graph.core_nodes import CORE_NODES
 from comfyui_longcat.nodes.graph.signature import signature_of
@@ -22,6 +25,21 @@ def test_shipped_workflows_run_there(server, api, tmp_path, capsys):
     assert "output/longcat-edit_00001_.png" in shown.out
     assert (server.base / "output" / "longcat-edit_00001_.png").is_file()
     assert not list(tmp_path.iterdir())
+
+
+def test_terminal_and_nodes_train_the_same_lora(comfy, server, api, repository, tmp_path):
+    """Bit for bit, and so with the same Python, the same torch and one thread on both sides."""
+    (tmp_path / "comfyui_longcat").symlink_to(repository, target_is_directory=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    settings = ("TrainLoRA.run_name=both", "LoadLongCat.base_model_precision=bf16")
+    command = [comfy.python, "-m", "comfyui_longcat", "run", api("longcat_image_edit_train"), "--tiny"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--set", "LoadLongCat.text_encoder_1_precision=no_change"]
+    for place in (["--base-directory", str(tmp_path / "home")], ["--server", server.url]):
+        done = subprocess.run([*command, *place], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    loras = [base / "models" / "loras" / "both.safetensors" for base in (tmp_path / "home", server.base)]
+    assert loras[0].read_bytes() == loras[1].read_bytes()
 
 
 def test_faults_found_there_are_shown(server, api, capsys):
