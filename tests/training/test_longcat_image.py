@@ -58,7 +58,7 @@ def example_inputs(batch: int = 1, length: int = 20) -> tuple[torch.Tensor, Mode
     return noisy, inputs
 
 
-def test_encoding_and_decoding_equal_the_pipeline(vae):
+def test_vae_scale_and_shift_are_applied_once_as_the_pipeline_does(vae):
     from diffusers import LongCatImageEditPipeline
 
     pixels = randn(2, 3, 64, 96).clamp(-1, 1)
@@ -107,6 +107,20 @@ def test_prediction_equals_a_plain_call_of_the_model(transformer):
         ours = FAMILY.predict(transformer, noisy, torch.tensor([0.3337]), inputs)
     assert output.abs().max() > 1e-3
     assert largest_difference("prediction", pack_latents(ours), output[:, :24]) == 0
+
+
+def test_reference_tokens_have_the_timestep_of_the_noisy_ones(transformer):
+    """As the authors' trainers and pipeline: all tokens of a sample share one time embedding."""
+    noisy, inputs = example_inputs(batch=2)
+    seen = []
+    hook = transformer.time_embed.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        for references in ({}, {"ref_tokens": None, "img_ids": inputs.img_ids[:24]}):
+            FAMILY.predict(transformer, noisy, torch.tensor([0.25, 0.75]), dataclasses.replace(inputs, **references))
+    finally:
+        hook.remove()
+    assert inputs.ref_tokens is not None
+    assert [timesteps.tolist() for timesteps in seen] == [[250.0, 750.0]] * 2
 
 
 def test_prediction_of_a_batch_is_that_of_its_samples(transformer):

@@ -232,7 +232,7 @@ def test_embeddings_are_the_librarys_last_hidden_state(text_encoder):
     assert (ours - typed)[:attended].abs().max() <= 1e-6
 
 
-def test_without_positions_the_library_still_loses_the_picture(text_encoder):
+def test_3d_positions_are_passed_as_the_library_loses_the_picture_without_them(text_encoder):
     # The trap that makes explicit positions necessary.
     import transformers
 
@@ -275,6 +275,13 @@ def test_embeddings_depend_on_their_own_prompt_and_picture_only(text_encoder):
     for i, one in enumerate(first):
         for other in first[:i]:
             assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("height", "width", "tokens"), [(1024, 1024, 324), (768, 1376, 350)])
+def test_the_vision_context_is_that_of_half_the_size(text_encoder, height, width, tokens):
+    """Counts of the released pipeline: 1024 px are read at 512, rounded to 504 = 18 tokens of 28 px."""
+    embeds = FAMILY.encode_prompt(text_encoder, "make it red", [reference(height, width)])
+    assert embeds.shape[1] == 1 + tokens + 1 + 512
 
 
 def test_the_encoder_sees_the_reference_at_half_size():

@@ -176,6 +176,18 @@ def test_latents_are_normalised_by_the_checkpoints_own_numbers(vae):
     assert torch.equal(FAMILY.encode_pixels(vae, moving()), normalise(mode, vae.config))
 
 
+@torch.no_grad()
+def test_vae_means_and_deviations_are_applied_once(vae):
+    mode, config = vae.encode(moving()).latent_dist.mode(), vae.config
+    latents = FAMILY.encode_pixels(vae, moving())
+    for channel in range(16):
+        mean, deviation = config.latents_mean[channel], config.latents_std[channel]
+        torch.testing.assert_close(latents[:, channel], (mode[:, channel] - mean) / deviation, atol=1e-6, rtol=0)
+    assert (mode - latents).abs().max() > 0.5, "numbers that change nothing could be applied twice"
+    decoded = vae.decode(mode).sample.clamp(-1, 1)
+    torch.testing.assert_close(FAMILY.decode(vae, latents), decoded, atol=1e-5, rtol=0)
+
+
 def test_decoding_gives_back_all_frames_in_tiles(vae):
     pixels = moving(frames=5, height=64, width=320)
     decoded = FAMILY.decode(vae, FAMILY.encode_pixels(vae, pixels))

@@ -157,6 +157,24 @@ def transformer():
         return build_video_transformer().eval()
 
 
+@torch.no_grad()
+def test_captions_are_not_trimmed_before_the_transformer(transformer):
+    """Two captions of 3 and 7 tokens, against the official way: all 512 slots, zeros behind the text embedder."""
+    latents, sigmas = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 0.3])
+    embeds = torch.randn(2, PROMPT_SLOTS, 64, generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(PROMPT_SLOTS) < torch.tensor([[3], [7]])
+    cached = embeds[:, :7] * mask[:, :7, None]
+    ours = FAMILY.predict(transformer, latents, sigmas, FAMILY.prepare_inputs(latents.shape, cached, []))
+    hook = transformer.y_embedder.register_forward_hook(lambda module, arguments, output: output * mask[..., None])
+    try:
+        official = transformer(hidden_states=latents, timestep=1000 * sigmas, encoder_hidden_states=embeds)
+    finally:
+        hook.remove()
+    difference = (ours + official).abs().max().item()
+    print(f"differs by {difference:.1e} on a scale of {official.abs().max():.2f}")
+    assert difference < 1e-5
+
+
 def test_padding_is_attended_but_what_stands_in_it_is_not(transformer, umt5):
     latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     sigmas = torch.tensor([0.7])

@@ -3,10 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_longcat.training.config import ModelConfig, SampleConfig
+from comfyui_longcat.training.loop.events import NoCallbacks
+from comfyui_longcat.training.models.components import open_transformer
 from comfyui_longcat.training.models.family import family_of
+from comfyui_longcat.training.models.handle import ModelHandle
 from comfyui_longcat.training.models.latents import pack_latents
+from comfyui_longcat.training.sampling.edit import encode_edit, sample_edit
 from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
 
+CPU = torch.device("cpu")
+EDIT = ModelConfig(model_flavour="tiny-edit", base_model_precision="fp32")
 FAMILY = family_of("longcat_image")
 TOLERANCE = 1e-5
 
@@ -128,6 +135,24 @@ def test_edit_equals_the_released_pipeline(pipeline, monkeypatch, steps, guidanc
     assert largest_difference(f"{steps} steps, latents", pack_latents(ours), theirs("latent")) <= TOLERANCE
     decoded = FAMILY.decode(pipeline.vae, ours) / 2 + 0.5
     assert largest_difference(f"{steps} steps, pixels", decoded, theirs("pt")) <= TOLERANCE
+
+
+def test_an_edit_scales_and_shifts_its_reference_once(pipeline, twin):
+    """From the picture to the sampled latents, through the raw latents that ComfyUI carries in between."""
+    handle = ModelHandle(config=EDIT, models_dirs=(twin.parent,), folder=twin)
+    image, pixels = picture(96, 64)
+    config = SampleConfig(width=96, height=64, num_inference_steps=1, guidance_scale=1.0, seed=7)
+    prompts = tuple(encode_edit(handle, image, ["make it red", ""], config, CPU, NoCallbacks()))
+    sample = sample_edit(config, handle, prompts, CPU, NoCallbacks(), lambda latents: None)
+
+    vae = pipeline.vae
+    reference = pipeline._encode_vae_image(pixels, generator=None)
+    noise = initial_noise((1, 16, 8, 12), seed=7)
+    inputs = FAMILY.prepare_inputs(noise.shape, prompts[0].prompt_embeds, [reference])
+    with open_transformer(handle, CPU, NoCallbacks()) as transformer:
+        latents = sample_image(FAMILY, transformer, noise, inputs, 1)
+    theirs = latents / vae.config.scaling_factor + vae.config.shift_factor
+    assert largest_difference("raw latents", sample.raw_latents, theirs) <= 1e-4
 
 
 def test_same_seed_means_the_pipelines_noise():

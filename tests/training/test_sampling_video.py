@@ -106,7 +106,7 @@ def test_a_start_that_changes_meanwhile_is_an_error():
         sample_video(FAMILY, Oracle(clean, noise), noise, inputs, video_sigmas(2), on_step=spoil)
 
 
-def test_each_sample_has_its_own_guidance():
+def test_the_cfg_zero_scale_is_each_samples_own():
     velocity, negative = randn(*SHAPE, seed=4), randn(*SHAPE, seed=5)
     negative[1] *= 7
     guidance = ZeroStarGuidance(inputs=inputs_for(), scale=4.0)

@@ -20,7 +20,7 @@ def test_mu_equals_diffusers_and_is_not_clamped():
 
 @pytest.mark.parametrize("tokens", [64, 1024, 2304, 4032, 4096])
 @pytest.mark.parametrize("steps", [1, 8, 50])
-def test_sigmas_equal_the_released_scheduler(tokens, steps):
+def test_sampling_levels_are_shifted_once_as_the_released_scheduler_does(tokens, steps):
     import numpy
     from diffusers import FlowMatchEulerDiscreteScheduler
 

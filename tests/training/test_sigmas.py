@@ -5,11 +5,12 @@ import torch
 from comfyui_longcat.training.config import TrainingOptions
 from comfyui_longcat.training.loop.sigmas import draw_sigmas, training_shift
 from comfyui_longcat.training.models.longcat_image import LongCatImageFamily
+from comfyui_longcat.training.models.longcat_video import LongCatVideoFamily
 from comfyui_longcat.training.sampling.schedule import sampling_sigmas
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_logit_normal_around_the_shifted_middle(shift):
+def test_training_levels_are_logit_normal_and_shifted_once(shift):
     sigmas = draw_sigmas(20_000, shift, torch.Generator().manual_seed(0))
     logits = torch.logit(sigmas.double())
     # A shift multiplies sigma / (1 - sigma), so it moves the logit by its logarithm.
@@ -19,6 +20,17 @@ def test_logit_normal_around_the_shifted_middle(shift):
     assert abs(logits.std().item() - 1) < 0.03
     assert sigmas.dtype == torch.float32
     assert 0 < sigmas.min() and sigmas.max() < 1
+
+
+def test_training_levels_of_video_are_uniform_and_shifted_once():
+    family = LongCatVideoFamily()
+    shift = family.flow_shift((1, 16, 24, 60, 104))
+    sigmas = draw_sigmas(20_000, shift, torch.Generator().manual_seed(0), family.noise_levels)
+    below_half = (sigmas < 0.5).float().mean().item()
+    print(f"median {sigmas.median():.3f}, share below 0.5: {below_half:.3f}")
+    # A shift of 12 moves the middle of an even schedule to 12 / 13 and leaves 1 / 13 of it below a half.
+    assert sigmas.median().item() == pytest.approx(12 / 13, abs=0.005)
+    assert below_half == pytest.approx(1 / 13, abs=0.006)
 
 
 def test_own_generator_only():

@@ -8,7 +8,7 @@ from comfyui_longcat.training.sampling.video_schedule import distill_sigmas, vid
 DISTILLED = (1000, 994.7, 988.8, 982.0, 974.4, 965.5, 955.2, 943.1, 923.1, 904.1, 880.3, 849.6, 808.3, 750.0)
 
 
-def test_fifty_steps_equal_the_released_ones():
+def test_fifty_steps_are_shifted_once_as_the_released_ones():
     sigmas = video_sigmas(50)
     assert sigmas.shape == (51,) and sigmas.dtype == torch.float32
     timesteps = 1000 * sigmas

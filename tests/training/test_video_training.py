@@ -22,7 +22,6 @@ from comfyui_longcat.training.data.sets import scan_dataset
 from comfyui_longcat.training.errors import ConfigError, ModelError, StoppedByUserError
 from comfyui_longcat.training.loop.check import check_run
 from comfyui_longcat.training.loop.events import NoCallbacks, SamplesReady, StageProgress, StepReport
-from comfyui_longcat.training.loop.sigmas import draw_sigmas
 from comfyui_longcat.training.loop.step import draw, forward_step
 from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.models.components import open_transformer
@@ -31,7 +30,7 @@ from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
 from comfyui_longcat.training.models.video_components import QWEN
 from comfyui_longcat.training.sampling.clip import sample_clip
 from comfyui_longcat.training.sampling.t2i import encode_prompts
-from comfyui_longcat.training.tiny.clips_world import draw_example_clips
+from comfyui_longcat.training.tiny.examples import draw_example_clips
 from comfyui_longcat.training.tiny.video_checkpoint import build_tiny_video_checkpoint
 
 CPU = torch.device("cpu")
@@ -189,14 +188,6 @@ def test_without_its_start_a_batch_is_text_to_video(cache, text_cache, handle):
     without = forward(handle, batch, draws_of(batch, start_given=False))
     assert torch.equal(without.loss, forward(handle, text, draws_of(text)).loss)
     assert torch.equal(without.loss, (without.prediction - without.target).square().mean())
-
-
-def test_noise_levels_are_uniform_and_shifted():
-    sigmas = draw_sigmas(20_000, 12.0, torch.Generator().manual_seed(0), FAMILY.noise_levels)
-    below_half = (sigmas < 0.5).float().mean().item()
-    print(f"median {sigmas.median():.3f}, share below 0.5: {below_half:.3f}")
-    assert sigmas.median().item() == pytest.approx(12 / 13, abs=0.005)
-    assert below_half == pytest.approx(1 / 13, abs=0.006)
 
 
 def test_the_share_of_starts_is_drawn_from_the_runs_generator():
