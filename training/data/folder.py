@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import DatasetConfig
@@ -144,6 +144,12 @@ def read_sizes(folder: PictureFolder) -> tuple[dict[str, Size], list[str]]:
         except DataError as error:
             faulty.append(str(error))
     return sizes, listed(f"{len(faulty)} of {len(folder.pictures)} {folder.role} cannot be read", faulty)
+
+
+def only_sound(folder: PictureFolder, captions: Mapping[str, str], *known: Mapping[str, object]) -> PictureFolder:
+    """The folder without the pictures whose caption is missing or faulty, and those that `known` does not have."""
+    names = (name for name in folder.pictures if captions.get(name) and all(name in each for each in known))
+    return replace(folder, pictures={name: folder.pictures[name] for name in names})
 
 
 def listed(headline: str, lines: Sequence[str]) -> list[str]:

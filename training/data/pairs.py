@@ -14,6 +14,7 @@ from .folder import (
     empty_faults,
     folder_faults,
     natural_order,
+    only_sound,
     read_sizes,
     refuse,
     scan_folder,
@@ -47,7 +48,21 @@ def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> Training
         from .video_sets import scan_videos
 
         return scan_videos(targets, references)
-    refuse(HEADLINE, _role_faults(targets, references))
+    found = survey_pairs(targets, references)
+    refuse(HEADLINE, found.faults)
+    return found
+
+
+def survey_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
+    """As `pair_datasets`, but with the pairs that are sound, and what is wrong with the others in `faults`."""
+    if targets.dataset_type == "video":
+        from .video_sets import survey_videos
+
+        return survey_videos(targets, references)
+    sources = (Source(targets=targets, references=references),)
+    faults = _role_faults(targets, references)
+    if faults:
+        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     left, right = scan_folder("targets", targets), scan_folder("references", references)
     faults = empty_faults(left) + empty_faults(right)
     if not faults:
@@ -58,12 +73,14 @@ def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> Training
     captions = {**own.by_name, **replacing.by_name}
     missing = [name for name in left.names if name not in captions]
     sizes, size_faults = read_sizes(left)
-    faults += [*own.faults, *replacing.faults, *missing_faults(left, own, missing)]
-    refuse(HEADLINE, [*faults, *size_faults, *read_sizes(right)[1]])
+    right_sizes, right_size_faults = read_sizes(right)
+    faults += [*own.faults, *replacing.faults, *missing_faults(left, own, missing), *size_faults, *right_size_faults]
+    usable = only_sound(left, captions, sizes, right_sizes) if faults else left
     return TrainingSet(
-        sources=(Source(targets=targets, references=references),),
-        records=records_of(left, sizes, captions, right.pictures),
+        sources=sources,
+        records=records_of(usable, sizes, captions, right.pictures),
         warnings=(*nameless_warnings(left), *_replacing_warnings(right, replacing)),
+        faults=tuple(faults),
     )
 
 

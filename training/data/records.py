@@ -64,3 +64,5 @@ class TrainingSet:
     records: tuple[Record, ...]
     warnings: tuple[str, ...] = ()
     """What is allowed but probably not meant."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with files that are not among the records; only a rehearsal goes on with any."""

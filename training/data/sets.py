@@ -12,10 +12,21 @@ from ..files import sha256_of_json
 from ..sizes import Size
 from .buckets import bucket_choices, nearest_bucket
 from .captions import missing_faults, nameless_warnings, read_captions
-from .folder import PictureFolder, duplicate_faults, empty_faults, folder_faults, read_sizes, refuse, scan_folder
+from .folder import (
+    PictureFolder,
+    duplicate_faults,
+    empty_faults,
+    folder_faults,
+    only_sound,
+    read_sizes,
+    refuse,
+    scan_folder,
+)
 from .records import ClipRecord, Record, Source, TrainingSet
 from .video_buckets import VideoBucket
 from .video_files import VideoInfo
+
+HEADLINE = "The folder cannot be used"
 
 CROP_STEPS = 1000
 """A random crop's place is one of this many, so that it has a short exact name."""
@@ -35,25 +46,40 @@ def scan_dataset(config: DatasetConfig) -> TrainingSet:
         from .video_sets import scan_videos
 
         return scan_videos(config)
+    found = survey_dataset(config)
+    refuse(HEADLINE, found.faults)
+    return found
+
+
+def survey_dataset(config: DatasetConfig) -> TrainingSet:
+    """As `scan_dataset`, but with the files that are sound, and what is wrong with the others in `faults`."""
+    if config.dataset_type == "video":
+        from .video_sets import survey_videos
+
+        return survey_videos(config)
+    sources = (Source(targets=config),)
     faults = folder_faults("pictures", config, "image")
     if config.caption_strategy == "none":
         faults.append(
             f"Dataset {config.id!r} has caption_strategy 'none'; pictures to learn need captions. Choose textfile,"
             " filename, instanceprompt, json or csv."
         )
-    refuse("The folder cannot be used", faults)
+    if faults:
+        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     folder = scan_folder("pictures", config)
-    refuse("The folder cannot be used", empty_faults(folder))
+    if not folder.pictures:
+        return TrainingSet(sources=sources, records=(), faults=tuple(empty_faults(folder)))
     captions = read_captions(folder)
     sizes, size_faults = read_sizes(folder)
     faults = duplicate_faults(folder.role, folder.path, folder.duplicates)
     missing = [name for name in folder.names if name not in captions.by_name]
     faults += [*captions.faults, *missing_faults(folder, captions, missing), *size_faults]
-    refuse("The folder cannot be used", faults)
+    usable = only_sound(folder, captions.by_name, sizes) if faults else folder
     return TrainingSet(
-        sources=(Source(targets=config),),
-        records=records_of(folder, sizes, captions.by_name),
+        sources=sources,
+        records=records_of(usable, sizes, captions.by_name),
         warnings=tuple(nameless_warnings(folder)),
+        faults=tuple(faults),
     )
 
 
@@ -61,9 +87,12 @@ def training_set_of(given: TrainingSet | DatasetConfig) -> TrainingSet:
     """What PairDatasets or LongCatDataset gave, as a training set.
 
     Raises:
-        DataError: as `scan_dataset`.
+        DataError: as `scan_dataset`; or it was made in a rehearsal, which goes on with faults.
     """
-    return given if isinstance(given, TrainingSet) else scan_dataset(given)
+    if not isinstance(given, TrainingSet):
+        return scan_dataset(given)
+    refuse("The data cannot be used", given.faults)
+    return given
 
 
 def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
@@ -76,6 +105,7 @@ def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
         sources=tuple(source for each in sets for source in each.sources),
         records=tuple(record for each in sets for record in each.records),
         warnings=tuple(warning for each in sets for warning in each.warnings),
+        faults=tuple(fault for each in sets for fault in each.faults),
     )
     counts = Counter(source.targets.id for source in joined.sources)
     twice = [repr(name) for name, count in counts.items() if count > 1]
@@ -126,6 +156,7 @@ def describe(dataset: TrainingSet) -> str:
     lines += [f"  {_shape_text(shape)}: {count}" for shape, count in sorted(shapes.items())]
     lines += _about_videos(clips)
     lines += [f"Warning: {warning}" for warning in dataset.warnings]
+    lines += [f"Fault: {fault}" for fault in dataset.faults]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from .folder import (
     empty_faults,
     folder_faults,
     listed,
+    only_sound,
     read_sizes,
     refuse,
     same_names,
@@ -49,9 +50,20 @@ def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None
     Raises:
         DataError: lists everything that is wrong, with counts, names and remedies.
     """
-    refuse(HEADLINE, _setting_faults(config, start_frames))
+    found = survey_videos(config, start_frames)
+    refuse(HEADLINE, found.faults)
+    return found
+
+
+def survey_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
+    """As `scan_videos`, but with the clips that are sound, and what is wrong with the other files in `faults`."""
+    sources = (Source(targets=config, references=start_frames),)
+    faults = _setting_faults(config, start_frames)
+    if faults:
+        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     folder = scan_video_folder(config)
-    refuse(HEADLINE, _empty_faults(folder))
+    if not folder.pictures:
+        return TrainingSet(sources=sources, records=(), faults=tuple(_empty_faults(folder)))
     captions = read_captions(folder)
     infos, chosen, faults = _read_clips(folder)
     missing = [name for name in folder.names if name not in captions.by_name]
@@ -62,17 +74,20 @@ def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None
         *faults,
     ]
     starts, start_faults, warnings = _read_start_frames(folder, infos, start_frames)
-    refuse(HEADLINE, [*faults, *start_faults])
+    faults = [*faults, *start_faults]
     sizes = {name: info.size for name, info in infos.items()}
-    records = records_of(folder, sizes, captions.by_name, starts)
+    known = (sizes,) if start_frames is None else (sizes, starts or {})
+    usable = only_sound(folder, captions.by_name, *known) if faults else folder
+    records = records_of(usable, sizes, captions.by_name, starts)
     return TrainingSet(
-        sources=(Source(targets=config, references=start_frames),),
+        sources=sources,
         records=tuple(
             _with_clip(record, clip, infos[record.name], config.is_i2v)
             for record in records
             for clip in chosen[record.name]
         ),
         warnings=(*nameless_warnings(folder), *_rate_warnings(folder, infos), *warnings),
+        faults=tuple(faults),
     )
 
 
@@ -191,7 +206,8 @@ def _read_start_frames(
         f"{len(odd)} of {len(sizes)} start frames have another aspect than their videos, so that the crop shows another"
         f" part: {shown(odd)}. Cut them from the videos' first frames."
     )
-    return frames.pictures, [*faults, *unmatched, *size_faults], [warning] if odd else []
+    readable = {name: path for name, path in frames.pictures.items() if name in sizes}
+    return readable, [*faults, *unmatched, *size_faults], [warning] if odd else []
 
 
 def _aspect_error(size: tuple[int, int], other: tuple[int, int]) -> float:

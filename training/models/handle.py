@@ -28,6 +28,16 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What the handle of a tiny twin stands for while a run is rehearsed."""
+
+    model: ModelHandle
+    """The real run's; its folder and files are None where none was found."""
+    faults: tuple[str, ...] = ()
+    """What would end the real run where its model is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelHandle:
     """What LoadLongCat returns: settings, where models live, the LoRAs on top."""
 
@@ -39,6 +49,8 @@ class ModelHandle:
     files: ModelFiles | None = None
     """Single files (already checked) instead of a folder."""
     loras: tuple[LoraUse, ...] = ()
+    rehearsal: Rehearsal | None = None
+    """None: this is the model that is meant."""
 
     def with_lora(self, use: LoraUse) -> ModelHandle:
         """The same model with one more LoRA."""
