@@ -330,7 +330,7 @@ def dataset_folder(name: str) -> Path:
     if name in {f"{EXAMPLE_CLIPS}/{side}" for side in EXAMPLE_CLIPS_SIDES} and not clips.exists():
         _draw_example_clips(clips)
     if name == EXAMPLE_CAPTIONED:
-        from ..training.tiny.world import draw_example_pictures
+        from ..training.tiny.examples import draw_example_pictures
 
         # Other shapes than the pairs': a workflow may train on both. An existing folder stays as it is.
         draw_example_pictures(roots.bases[0] / EXAMPLE_CAPTIONED, size=EXAMPLE_CAPTIONED_SIZE, seed=1)
@@ -339,7 +339,7 @@ def dataset_folder(name: str) -> Path:
 
 def _draw_example_clips(folder: Path) -> None:
     from ..training.files import replacing_folder
-    from ..training.tiny.clips_world import draw_example_clips
+    from ..training.tiny.examples import draw_example_clips
 
     with replacing_folder(folder) as temporary:
         draw_example_clips(*(temporary / side for side in EXAMPLE_CLIPS_SIDES), **EXAMPLE_CLIPS_SHAPE)
@@ -347,7 +347,7 @@ def _draw_example_clips(folder: Path) -> None:
 
 def _draw_example(folder: Path) -> None:
     from ..training.files import replacing_folder
-    from ..training.tiny.world import draw_example_pairs
+    from ..training.tiny.examples import draw_example_pairs
 
     with replacing_folder(folder) as temporary:
         draw_example_pairs(*(temporary / side for side in EXAMPLE_SIDES), size=EXAMPLE_SIZE)

@@ -39,7 +39,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def example_pairs(tmp_path: Path) -> tuple[Path, Path]:
     """Folders (targets, references) of 12 drawn pairs with instructions; each test gets its own."""
-    from comfyui_longcat.training.tiny.world import draw_example_pairs
+    from comfyui_longcat.training.tiny.examples import draw_example_pairs
 
     targets, references = tmp_path / "targets", tmp_path / "references"
     draw_example_pairs(targets, references)

@@ -34,7 +34,7 @@ def draw_missing_samples(graph: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw_sample(path: Path) -> None:
     """A reference picture like those of the example pairs."""
-    from ...training.tiny.world import draw_pairs
+    from ...training.tiny.examples import draw_pairs
 
     _, reference, _, _ = draw_pairs(1, SAMPLE_SIDE, seed=1)[0]
     with replacing(path) as temporary:

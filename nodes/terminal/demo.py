@@ -85,7 +85,7 @@ def _run(host: TerminalHost, steps: int) -> list[Path]:
 
 def _draw_pictures(host: TerminalHost) -> list[tuple[str, Image, Image, str]]:
     """Writes the training pairs and the unseen references; returns the unseen pairs."""
-    from ...training.tiny.world import draw_example_pairs, draw_pairs
+    from ...training.tiny.examples import draw_example_pairs, draw_pairs
 
     draw_example_pairs(host.input_dir() / "targets", host.input_dir() / "references", PAIRS, SIDE)
     unseen = draw_pairs(PAIRS + UNSEEN, SIDE)[PAIRS:]

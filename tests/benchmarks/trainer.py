@@ -33,7 +33,7 @@ def build_cache(folder: Path):
     from comfyui_longcat.training.data.pairs import pair_datasets
     from comfyui_longcat.training.loop.events import NoCallbacks
     from comfyui_longcat.training.models.handle import ModelHandle
-    from comfyui_longcat.training.tiny.world import draw_example_pairs
+    from comfyui_longcat.training.tiny.examples import draw_example_pairs
 
     targets, references = folder / "targets", folder / "references"
     draw_example_pairs(targets, references, count=4, size=SIZE)

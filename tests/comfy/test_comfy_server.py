@@ -195,7 +195,7 @@ def test_folder_outside_the_allowed_roots_is_refused(server, tmp_path):
 
 
 def test_folders_that_the_owner_adds_are_allowed(server):
-    from comfyui_longcat.training.tiny.world import draw_example_pairs
+    from comfyui_longcat.training.tiny.examples import draw_example_pairs
 
     targets = server.base / "owner" / "by_variable" / "after"
     references = server.base / "owner" / "by_file" / "before"

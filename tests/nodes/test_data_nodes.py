@@ -122,17 +122,17 @@ def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
     clips, starts = f"{EXAMPLE_CLIPS}/clips", f"{EXAMPLE_CLIPS}/start-frames"
     videos = dataset(clips, kind="video", num_frames=9)
     paired, sheet, report = PairDatasets().pair(videos, dataset(starts, "starts", "conditioning", "none"))
-    assert [record.shape for record in paired.records] == [(64, 64, 9)] * 6
+    assert [record.shape for record in paired.records] == [(64, 64, 9)] * 12
     assert all(record.is_i2v and record.references for record in paired.records)
     assert sheet.shape[0] == 1 and sheet.shape[3] == 3
     assert report.splitlines() == [
-        "6 clips in 1 bucket:",
-        "  64x64@9: 6",
-        "Videos: 6 at 15 frames per second; 93 frames. Clips are taken at 15 per second.",
-        "Image-to-video: 6 clips go on from a start frame of the other folder.",
+        "12 clips in 1 bucket:",
+        "  64x64@9: 12",
+        "Videos: 12 at 15 frames per second; 93 frames. Clips are taken at 15 per second.",
+        "Image-to-video: 12 clips go on from a start frame of the other folder.",
     ]
     alone, sheet, report = LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=9, is_i2v=True))
-    assert "6 clips go on from their own first frame" in report
+    assert "12 clips go on from their own first frame" in report
     assert not any(record.references for record in alone.records) and sheet.shape[0] == 1
 
 
@@ -143,11 +143,11 @@ def test_missing_start_frames_stop_before_a_model_is_loaded(module_host):
     gone = sorted(partly.iterdir())[2]
     gone.unlink()
     videos = dataset(clips, kind="video", num_frames=9)
-    with pytest.raises(DataError, match=f"1 of 6 videos have no picture .* start frames: {gone.stem}.mp4"):
+    with pytest.raises(DataError, match=f"1 of 12 videos have no picture .* start frames: {gone.stem}.mp4"):
         PairDatasets().pair(videos, dataset("partly", "starts", "conditioning", "none"))
     with pytest.raises(ConfigError, match="num_frames is 10;.* Use 9 or 13"):
         dataset(clips, kind="video", num_frames=10)
-    with pytest.raises(DataError, match="6 of 6 videos are too short.*\\(93 of 97\\)"):
+    with pytest.raises(DataError, match="12 of 12 videos are too short.*\\(93 of 97\\)"):
         LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=97))
 
 

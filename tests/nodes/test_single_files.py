@@ -72,7 +72,7 @@ def small_run(model, name: str) -> tuple[list[float], torch.Tensor, Path]:
 
 
 def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(files, single_file_twins, host):
-    from comfyui_longcat.training.tiny.world import draw_example_pairs
+    from comfyui_longcat.training.tiny.examples import draw_example_pairs
 
     draw_example_pairs(host.home / "input" / "targets", host.home / "input" / "references", count=2)
     model = load()

@@ -28,8 +28,7 @@ from comfyui_longcat.training.config_keys import CONFIG_KEYS
 from comfyui_longcat.training.config_text import parse_json, read_json
 from comfyui_longcat.training.config_write import write_run
 from comfyui_longcat.training.errors import PathError
-from comfyui_longcat.training.tiny.clips_world import draw_example_clips
-from comfyui_longcat.training.tiny.world import draw_example_pairs
+from comfyui_longcat.training.tiny.examples import draw_example_clips, draw_example_pairs
 
 IMAGE_GUIDES = ("longcat_image.pt-BR", "longcat_image_edit.en", "longcat_image_edit.hi", "longcat_image_edit.pt-BR")
 EXECUTED = ("longcat_image.pt-BR", "longcat_image_edit.en")

@@ -64,7 +64,7 @@ def make_trainable(folder: Path, checkpoint: Path, precision: str = "fp32") -> T
     from comfyui_longcat.training.config import DatasetConfig, ModelConfig
     from comfyui_longcat.training.data.pairs import pair_datasets
     from comfyui_longcat.training.models.handle import ModelHandle
-    from comfyui_longcat.training.tiny.world import draw_example_pairs
+    from comfyui_longcat.training.tiny.examples import draw_example_pairs
 
     draw_example_pairs(folder / "targets", folder / "references")
     pairs = pair_datasets(

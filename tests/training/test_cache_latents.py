@@ -17,7 +17,7 @@ from comfyui_longcat.training.loop.events import NoCallbacks
 from comfyui_longcat.training.models import components
 from comfyui_longcat.training.models.family import family_of
 from comfyui_longcat.training.models.handle import ModelHandle
-from comfyui_longcat.training.tiny.world import draw_example_pairs
+from comfyui_longcat.training.tiny.examples import draw_example_pairs
 from PIL import Image
 
 CPU = torch.device("cpu")

@@ -10,8 +10,14 @@ from comfyui_longcat.training.data.contact_sheet import CAPTION_WIDTH, CELL, MAR
 from comfyui_longcat.training.data.pairs import pair_datasets
 from comfyui_longcat.training.data.sets import scan_dataset
 from comfyui_longcat.training.errors import DataError
-from comfyui_longcat.training.tiny.world import draw_example_pairs
+from comfyui_longcat.training.tiny.examples import draw_example_pairs
+from comfyui_longcat.training.tiny.world import COLOURS
 from PIL import Image
+
+BLUE = COLOURS["blue"]
+EDGE = 1
+"""Px from a picture's left side: inside the border of the examples, and so far from its inner edge that enlarging does
+not blur it."""
 
 CHINESE = "\u5728\u56fe\u7247\u56db\u5468\u52a0\u4e0a\u84dd\u8272\u8fb9\u6846"
 
@@ -37,10 +43,10 @@ def test_rows_are_reference_target_instruction(dataset):
     for row in range(3):
         y = top + row * (CELL + MARGIN)
         reference_edge, target_edge = (
-            sheet.getpixel((MARGIN + 8, y + 96)),
-            sheet.getpixel((2 * MARGIN + CELL + 8, y + 96)),
+            sheet.getpixel((MARGIN + EDGE, y + 96)),
+            sheet.getpixel((2 * MARGIN + CELL + EDGE, y + 96)),
         )
-        assert target_edge == (30, 90, 215) and reference_edge != target_edge
+        assert target_edge == BLUE and reference_edge != target_edge
         assert dark(sheet, (3 * MARGIN + 2 * CELL, y, sheet.width, y + CELL)) > 100
     assert contact_sheet(dataset).height - sheet.height == CELL + MARGIN
 
@@ -59,13 +65,13 @@ def test_a_captioned_folder_has_no_column_of_references(dataset):
     sheet = contact_sheet(captioned, limit=2)
     assert sheet.width == contact_sheet(dataset, limit=2).width - CELL - MARGIN
     top = sheet.height - 2 * (CELL + MARGIN)
-    assert sheet.getpixel((MARGIN + 8, top + 96)) == (30, 90, 215), "the target stands first"
+    assert sheet.getpixel((MARGIN + EDGE, top + 96)) == BLUE, "the target stands first"
     mixed = replace(dataset, records=(*dataset.records[:1], *captioned.records[:1]))
     sheet = contact_sheet(mixed)
     assert sheet.width == contact_sheet(dataset).width
     below = sheet.height - CELL - MARGIN + 96
-    assert sheet.getpixel((MARGIN + 8, below)) == (255, 255, 255), "an empty place"
-    assert sheet.getpixel((2 * MARGIN + CELL + 8, below)) == (30, 90, 215)
+    assert sheet.getpixel((MARGIN + EDGE, below)) == (255, 255, 255), "an empty place"
+    assert sheet.getpixel((2 * MARGIN + CELL + EDGE, below)) == BLUE
 
 
 def test_a_damaged_picture_is_named(dataset):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_longcat.training.models.family import FLAVOURS
+from comfyui_longcat.training.tiny.examples import draw_pairs
 from comfyui_longcat.training.tiny.image_checkpoint import VERSION_FILE, build_tiny_image_checkpoint, is_outdated
 from comfyui_longcat.training.tiny.tokenizer import SPECIAL_TOKENS
-from comfyui_longcat.training.tiny.world import draw_pairs
 from safetensors.torch import load_file
 
 WEIGHTS = (
@@ -120,7 +120,7 @@ def test_autoencoder_shows_what_it_was_given(twin):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(twin / "vae")
-    pixels = torch.cat([to_pixels(target, (64, 64)) for _, _, target, _ in draw_pairs(8)])
+    pixels = torch.cat([to_pixels(reference, (64, 64)) for _, reference, _, _ in draw_pairs(8)])
     with torch.no_grad():
         distribution = vae.encode(pixels).latent_dist
         raw_latents = distribution.mode()

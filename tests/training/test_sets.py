@@ -7,7 +7,7 @@ from comfyui_longcat.training.config import DatasetConfig
 from comfyui_longcat.training.data.pairs import pair_datasets
 from comfyui_longcat.training.data.sets import describe, join_sets, scan_dataset, training_set_of
 from comfyui_longcat.training.errors import DataError
-from comfyui_longcat.training.tiny.world import draw_example_pairs
+from comfyui_longcat.training.tiny.examples import draw_example_pairs
 from PIL import Image
 
 

@@ -24,7 +24,7 @@ from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.models.components import open_transformer
 from comfyui_longcat.training.models.family import FLAVOURS, family_of
 from comfyui_longcat.training.models.handle import ModelHandle
-from comfyui_longcat.training.tiny.world import draw_example_pairs
+from comfyui_longcat.training.tiny.examples import draw_example_pairs
 from comfyui_longcat.training.validation import prepare_previews
 
 CPU = torch.device("cpu")

@@ -8,8 +8,9 @@ from comfyui_longcat.training.data.contact_sheet import CELL, MARGIN, contact_sh
 from comfyui_longcat.training.data.pairs import pair_datasets
 from comfyui_longcat.training.data.sets import describe, join_sets, scan_dataset
 from comfyui_longcat.training.data.video_sets import scan_videos
+from comfyui_longcat.training.data.video_writer import write_video
 from comfyui_longcat.training.errors import DataError
-from comfyui_longcat.training.tiny.clips_world import draw_clips, draw_example_clips, write_video
+from comfyui_longcat.training.tiny.examples import draw_example_clips, draw_moves
 from PIL import Image
 
 
@@ -74,7 +75,7 @@ def test_folders_of_pictures_are_videos(tmp_path):
     folder = tmp_path / "set"
     (folder / "take.1").mkdir(parents=True)
     (folder / "empty").mkdir()
-    for number, picture in enumerate(draw_clips(1)[0][1]):
+    for number, picture in enumerate(next(draw_moves(1))[1]):
         picture.save(folder / "take.1" / f"{number}.png")
     (folder / "take.1.txt").write_text("a shape", encoding="utf-8")
     (record,) = scan_videos(dataset(folder)).records

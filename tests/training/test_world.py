@@ -1,103 +1,194 @@
-"""The drawn world: real files that teach one edit, the same from the same seed."""
+"""The drawn world: pictures, captions and edits are what their words say."""
 
-import numpy as np
 import pytest
-from comfyui_longcat.training.errors import ConfigError
-from comfyui_longcat.training.tiny.world import BLUE, COLOURS, draw_example_pairs, draw_example_pictures, draw_pairs
-from PIL import Image
+import torch
+from comfyui_longcat.training.tiny import captions, edits
+from comfyui_longcat.training.tiny.captions import CHINESE, MOVES, PLACES, clip_captions, picture_captions
+from comfyui_longcat.training.tiny.edits import BORDER_WIDTH, EDITS, KNOWN, allows, draw_edits
+from comfyui_longcat.training.tiny.world import (
+    BACKGROUNDS,
+    COLOURS,
+    JITTER,
+    POSITIONS,
+    RADII,
+    SHAPES,
+    SIDE,
+    Look,
+    draw,
+    looks,
+    moved,
+    pictures,
+    place_scenes,
+    rgb,
+)
+
+MIDDLE = Look(shape="square", colour="red", background="white", position="middle")
 
 
-def test_writes_pairs_of_equal_names_with_instructions(tmp_path):
-    targets, references = tmp_path / "targets", tmp_path / "references"
-    draw_example_pairs(targets, references, count=5, size=32)
-    stems = sorted(path.stem for path in references.iterdir())
-    assert len(stems) == 5
-    assert sorted(path.name for path in targets.iterdir()) == sorted(f"{s}{x}" for s in stems for x in (".png", ".txt"))
-    texts = [(targets / f"{stem}.txt").read_text(encoding="utf-8").strip() for stem in stems]
-    assert len(set(texts)) == 5
-    assert any(text.isascii() for text in texts) and any("\u8fb9\u6846" in text for text in texts)
-    with Image.open(targets / f"{stems[0]}.png") as picture:
-        assert (picture.size, picture.mode) == ((32, 32), "RGB")
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
-def test_writes_pictures_whose_captions_say_what_is_drawn(tmp_path):
-    folder = tmp_path / "pictures"
-    draw_example_pictures(folder, count=6, size=32, seed=1)
-    captions = {path.stem: path.read_text(encoding="utf-8").strip() for path in folder.glob("*.txt")}
-    assert len(captions) == len(list(folder.glob("*.png"))) == len(set(captions.values())) == 6
-    for name, caption in captions.items():
-        number, colour, shape = name.split("-")
-        if int(number) % 3:
-            article = "an" if colour == "orange" else "a"
-            assert caption.startswith(f"{article} {colour} {shape} on a ") and caption.endswith(" background")
-        else:
-            assert "\u80cc\u666f\u4e0a\u7684" in caption and not any(c.isascii() for c in caption)
-        with Image.open(folder / f"{name}.png") as picture:
-            assert COLOURS[colour] in {pixel for _, pixel in picture.getcolors(4096)}
-    (folder / "mine.txt").write_text("mine", encoding="utf-8")
-    before = sorted(path.name for path in folder.iterdir())
-    draw_example_pictures(folder, count=9)
-    assert sorted(path.name for path in folder.iterdir()) == before
+def scenes_of(*chosen, seed=0):
+    return place_scenes(list(chosen), generator(seed))
 
 
-def test_the_edit_is_a_blue_border_and_nothing_else():
-    _, reference, target, _ = draw_pairs(1, size=64)[0]
-    before, after = np.array(reference), np.array(target)
-    assert (after[:8] == BLUE).all() and (after[-8:] == BLUE).all()
-    assert (after[:, :8] == BLUE).all() and (after[:, -8:] == BLUE).all()
-    assert (after[8:-8, 8:-8] == before[8:-8, 8:-8]).all()
-    assert not (before == BLUE).all(axis=-1).any()
+def test_looks_are_split_into_seen_and_held_out():
+    seen, held_out = looks(held_out=False), looks(held_out=True)
+    assert len(seen) == 316 and len(held_out) == 44 and not set(seen) & set(held_out)
+    assert set(looks()) == {*seen, *held_out} and len(looks()) == 3 * 6 * 4 * 5
+    # Every word is seen in training, and every word is asked for in what was held out.
+    for kind, words in (("shape", SHAPES), ("colour", COLOURS), ("background", BACKGROUNDS), ("position", POSITIONS)):
+        for chosen in (seen, held_out):
+            assert {getattr(look, kind) for look in chosen} == set(words)
 
 
-@pytest.mark.parametrize("edit", ["border", "recolour", "invert"])
-def test_every_edit_changes_the_picture(edit):
-    for _, reference, target, instruction in draw_pairs(4, size=32, edit=edit):
-        assert np.abs(np.array(reference).astype(int) - np.array(target)).max() > 60
-        assert instruction and "{" not in instruction
+def test_scenes_are_where_and_as_large_as_their_words_say():
+    chosen = looks()
+    scenes = place_scenes(chosen, generator())
+    wanted = torch.tensor([POSITIONS[look.position] for look in chosen]) + 0.5
+    assert (scenes.centres - wanted).abs().max() <= JITTER
+    assert RADII[0] <= scenes.radii.min() and scenes.radii.max() <= RADII[1]
+    assert [SHAPES[number] for number in scenes.shapes] == [look.shape for look in chosen]
 
 
-def test_recolour_names_the_shape_and_invert_is_exact():
-    name, _, _, instruction = draw_pairs(1, edit="recolour")[0]
-    assert name.split("-")[-1] in instruction
-    _, reference, target, _ = draw_pairs(1, edit="invert")[0]
-    assert np.abs(255 - np.array(reference).astype(int) - np.array(target)).max() <= 1
+def test_same_seed_same_scenes():
+    first, again, other = (place_scenes(looks()[:5], generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(draw(first), draw(again)) and not torch.equal(draw(first), draw(other))
 
 
-def test_same_seed_same_pairs_other_seed_other_pairs():
-    def pixels(**arguments):
-        return [np.array(picture) for pair in draw_pairs(size=32, **arguments) for picture in pair[1:3]]
-
-    first = pixels(count=4, seed=7)
-    assert all((a == b).all() for a, b in zip(first, pixels(count=6, seed=7)[:8], strict=True))
-    assert not all((a == b).all() for a, b in zip(first, pixels(count=4, seed=8), strict=True))
-
-
-def test_names_are_unique_and_looks_vary():
-    names = [name for name, *_ in draw_pairs(30, size=16)]
-    assert len(set(names)) == 30
-    assert {name.split("-")[2] for name in names} == {"circle", "square", "triangle"}
-    assert {name.split("-")[1] for name in names} == set(COLOURS)
-
-
-def test_folders_that_hold_files_are_left_alone(tmp_path):
-    targets, references = tmp_path / "targets", tmp_path / "references"
-    targets.mkdir()
-    (targets / "mine.txt").write_text("kept", encoding="utf-8")
-    draw_example_pairs(targets, references, count=2, size=16)
-    assert [path.name for path in targets.iterdir()] == ["mine.txt"]
-    assert len(list(references.iterdir())) == 2
+@pytest.mark.parametrize("size", [32, SIDE, 96])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_cover_the_area_of_their_formula(shape, size):
+    scenes = scenes_of(Look(shape=shape, colour="red", background="white", position="middle"))
+    pixels = draw(scenes, size)
+    assert pixels.shape == (1, 3, size, size)
+    # The green channel falls from the ground's 250 to the shape's 40.
+    inside = ((250 / 127.5 - 1) - pixels[0, 1]).sum() / ((250 - 40) / 127.5)
+    radius = scenes.radii.item() * size
+    area = {
+        "circle": torch.pi * radius**2,
+        "square": (2 * 0.85 * radius) ** 2,
+        "triangle": 3 * 3**0.5 / 4 * (1.2 * radius) ** 2,
+    }[shape]
+    assert inside.item() == pytest.approx(area, rel=0.03)
 
 
-def test_an_interrupted_drawing_leaves_no_folder(tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        draw_example_pairs(tmp_path / "targets", tmp_path / "references", count=2, size=16)
-    assert list(tmp_path.iterdir()) == []
+def test_triangles_point_up():
+    pixels = draw(scenes_of(Look(shape="triangle", colour="red", background="white", position="middle")))
+    rows, _ = (pixels[0, 1] < 0).nonzero(as_tuple=True)
+    widths = [int((rows == row).sum()) for row in rows.unique()]
+    assert widths == sorted(widths) and widths[0] <= 3 and widths[-1] > 15
 
 
-def test_an_unknown_edit_is_refused():
-    with pytest.raises(ConfigError, match=r"'blur'.*border, recolour, invert"):
-        draw_pairs(1, edit="blur")
+def test_larger_pictures_show_the_same():
+    scenes = place_scenes(looks()[::40], generator())
+    small, large = draw(scenes, 64), draw(scenes, 256)
+    assert (torch.nn.functional.avg_pool2d(large, 4) - small).abs().mean() < 0.01
+
+
+def test_moved_scenes_are_drawn_elsewhere():
+    scenes = scenes_of(MIDDLE)
+    shifted = draw(moved(scenes, -8 / SIDE, 4 / SIDE))
+    assert torch.allclose(shifted, torch.roll(draw(scenes), (4, -8), dims=(2, 3)), atol=1e-4)
+
+
+def test_pictures_have_the_named_colours():
+    (picture,) = pictures(draw(scenes_of(MIDDLE)))
+    assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
+    assert picture.getpixel((0, 0)) == BACKGROUNDS["white"]
+    assert picture.getpixel((SIDE // 2, SIDE // 2)) == COLOURS["red"]
+
+
+# Captions
+
+
+def test_captions_name_everything_in_both_languages():
+    for look in looks():
+        texts = picture_captions(look)
+        assert len(set(texts)) == 5
+        english, chinese = [t for t in texts if t.isascii()], [t for t in texts if not t.isascii()]
+        assert len(english) == 3 and len(chinese) == 2
+        for text in english:
+            assert all(word in text for word in (look.shape, look.colour, look.background, PLACES[look.position]))
+        for text in chinese:
+            words = (look.shape, look.colour, look.background, look.position)
+            assert all(CHINESE[word] in text for word in words) and not any(c.isascii() for c in text)
+
+
+def test_no_two_looks_have_the_same_caption():
+    texts = [text for look in looks() for text in picture_captions(look)]
+    assert len(set(texts)) == len(texts) == 5 * 360
+
+
+def test_word_lists_hold_every_word():
+    english, chinese = set(captions.english_words()), captions.chinese_words()
+    for look in looks():
+        of_clips = (text for direction in MOVES for text in clip_captions(look, direction))
+        for text in (*picture_captions(look), *of_clips):
+            if text.isascii():
+                assert {word.strip(",") for word in text.split()} <= english
+            else:
+                for word in sorted(chinese, key=len, reverse=True):
+                    text = text.replace(word, "")
+                assert text == ""
+    instructions = draw_all("recolour") + draw_all("dot") + draw_all("left") + draw_all("border")
+    known = english | set(edits.english_words())
+    assert all({*text.split()} <= known for text in instructions if text.isascii())
+
+
+def draw_all(kind):
+    """Instructions of all looks that allow the edit."""
+    allowed = [look for look in looks() if allows(look, kind)]
+    return draw_edits(kind, allowed, place_scenes(allowed, generator()), generator(1), size=8).instructions
+
+
+# Edits
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_every_edit_changes_the_picture_as_it_says(kind):
+    allowed = [look for look in looks() if allows(look, kind)]
+    scenes = place_scenes(allowed, generator())
+    drawn = draw_edits(kind, allowed, scenes, generator(1))
+    assert torch.equal(drawn.references, draw(scenes))
+    assert (drawn.targets - drawn.references).abs().amax(dim=(1, 2, 3)).min() > 0.3
+    assert any(text.isascii() for text in drawn.instructions) and not all(text.isascii() for text in drawn.instructions)
+    for look, text, target in zip(allowed, drawn.instructions, drawn.targets, strict=True):
+        assert text and "{" not in text
+        if kind == "recolour":
+            assert_colour_named(target, text, COLOURS, look)
+        elif kind == "background":
+            (name,) = [name for name, colour in BACKGROUNDS.items() if torch.equal(target[:, 0, 0], rgb(colour)[0])]
+            assert name in text or CHINESE[name] in text
+
+
+def assert_colour_named(target, text, names, look):
+    """The named colour is in the picture, and it is another one than before."""
+    (name,) = [name for name in names if (text.split()[-1] == name if text.isascii() else text.endswith(CHINESE[name]))]
+    assert name != look.colour
+    assert (target - rgb(names[name])[0][:, None, None]).abs().amax(dim=0).min() < 1e-5
+
+
+def test_invert_is_exact_and_left_goes_left():
+    drawn = draw_edits("invert", [MIDDLE], scenes_of(MIDDLE), generator())
+    assert torch.equal(drawn.targets, -drawn.references)
+    left = draw_edits("left", [MIDDLE], scenes_of(MIDDLE), generator()).targets
+    red = (left[0, 1] < 0).nonzero()[:, 1].float().mean() + 0.5
+    assert red.item() == pytest.approx(64 * (scenes_of(MIDDLE).centres[0, 0].item() - 0.2), abs=0.5)
+    assert not allows(Look(shape="square", colour="red", background="white", position="left"), "left")
+
+
+def test_the_border_is_blue_and_nothing_else_changes():
+    drawn = draw_edits("border", looks(), place_scenes(looks(), generator()), generator())
+    width = round(BORDER_WIDTH * SIDE)
+    inner = slice(width, SIDE - width)
+    assert torch.equal(drawn.targets[:, :, inner, inner], drawn.references[:, :, inner, inner])
+    outside = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    outside[inner, inner] = False
+    assert torch.allclose(drawn.targets[:, :, outside], rgb(COLOURS["blue"])[0][None, :, None], atol=1e-5)
+
+
+def test_the_border_is_not_among_what_the_twin_knows():
+    assert set(EDITS) - set(KNOWN) == {"border"}
+    assert not any("border" in word for kind in KNOWN for word in EDITS[kind].wordings)
