@@ -232,7 +232,7 @@ def test_embeddings_are_the_librarys_last_hidden_state(text_encoder):
     assert (ours - typed)[:attended].abs().max() <= 1e-6
 
 
-def test_3d_positions_are_passed_as_the_library_loses_the_picture_without_them(text_encoder):
+def test_3d_positions_are_passed_as_the_library_loses_them(text_encoder):
     # The trap that makes explicit positions necessary.
     import transformers
 
