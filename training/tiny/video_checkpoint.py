@@ -75,7 +75,7 @@ def build_tiny_video_checkpoint(folder: Path, text_encoder: str = UMT5) -> None:
             ("dit", build_video_transformer()),
             ("vae", build_video_vae()),
             ("text_encoder", build_encoder()),
-            ("scheduler", _build_scheduler()),
+            ("scheduler", build_scheduler()),
         ):
             part.save_pretrained(temporary / name)
         write_its_tokenizer(temporary / "tokenizer")
@@ -114,7 +114,7 @@ def build_umt5() -> nn.Module:
     return UMT5EncoderModel(config).eval()
 
 
-def _build_scheduler() -> Any:
+def build_scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**SCHEDULER)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .tokenizer import WORDS
+from . import captions
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 SPACE = "\u2581"
 """How sentencepiece writes a space."""
 
-VIDEO_WORDS = "moves slowly fast up down still rises falls grows shrinks turns clip video".split()
-
 
 def pieces() -> list[tuple[str, float]]:
-    """Piece and logarithm of its likelihood, in the order of the ids: words go before letters, letters before bytes."""
-    words = [SPACE + word for word in dict.fromkeys([*WORDS, *VIDEO_WORDS])]
+    """Piece and logarithm of its likelihood, in the order of the ids: words go before letters, letters before bytes.
+
+    English words stand after a space, Chinese ones anywhere; letters of other scripts are bytes.
+    """
+    words = [*(SPACE + word for word in captions.english_words()), *captions.chinese_words()]
     letters = [SPACE, *(chr(code) for code in range(0x21, 0x7F))]
     return [
         *((piece, 0.0) for piece in (PAD, END, UNKNOWN)),
