@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.errors import LongCatError, StoppedByUserError
 from ..training.loop.events import (
     Event,
+    RehearsalDone,
     RunFinished,
     RunStarted,
     SamplesReady,
@@ -189,6 +190,8 @@ class ComfyCallbacks:
             self._step = event.step
             self._announce("finished")
             self._say(f"finished at step {event.step}: {event.lora.name}")
+        elif isinstance(event, RehearsalDone):
+            self._say(event.report)
 
     def should_stop(self) -> bool:
         import comfy.model_management

@@ -171,16 +171,19 @@ class PairDatasets:
                     LONGCAT_DATASET,
                     "The pictures before the edit, or the videos' start frames, of the same file names.",
                 ),
-            }
+            },
+            "hidden": {"prompt": "PROMPT"},
         }
 
-    def pair(self, targets: DatasetConfig, references: DatasetConfig) -> tuple[TrainingSet, Tensor, str]:
+    def pair(
+        self, targets: DatasetConfig, references: DatasetConfig, prompt: Any = None
+    ) -> tuple[TrainingSet, Tensor, str]:
         from ..training.data.contact_sheet import contact_sheet
-        from ..training.data.pairs import pair_datasets
         from ..training.data.sets import describe
         from .images import to_image
+        from .rehearsal import paired
 
-        pairs = pair_datasets(targets, references)
+        pairs = paired(targets, references, prompt)
         return pairs, to_image([contact_sheet(pairs)]), describe(pairs)
 
 
@@ -208,16 +211,21 @@ class LongCatJoinDatasets:
         return {
             "required": {"first": socket(kinds, "A captioned folder from LongCatDataset, or pairs.")},
             "optional": {"second": socket(kinds, "Another one, with another id.")},
+            "hidden": {"prompt": "PROMPT"},
         }
 
     def join(
-        self, first: TrainingSet | DatasetConfig, second: TrainingSet | DatasetConfig | None = None
+        self,
+        first: TrainingSet | DatasetConfig,
+        second: TrainingSet | DatasetConfig | None = None,
+        prompt: Any = None,
     ) -> tuple[TrainingSet, Tensor, str]:
         from ..training.data.contact_sheet import contact_sheet
-        from ..training.data.sets import describe, join_sets, training_set_of
+        from ..training.data.sets import describe, join_sets
         from .images import to_image
+        from .rehearsal import data_of
 
-        sets = [training_set_of(given) for given in (first, second) if given is not None]
+        sets = [data_of(given, prompt) for given in (first, second) if given is not None]
         joined = join_sets(sets)
         return joined, to_image([contact_sheet(each) for each in sets]), describe(joined)
 
@@ -265,17 +273,13 @@ class CacheVAELatents:
         reference_cache_dir_vae: str,
         unique_id: str | None = None,
     ) -> tuple[Cache, str]:
-        from ..training.caches.latents import cache_latents
-        from ..training.data.sets import training_set_of
+        from .rehearsal import cache_data
 
-        dataset = training_set_of(pairs)
-        host = current_host()
         folders = CacheFolders(
             targets=_cache_folder(cache_dir_vae, "CacheVAELatents.cache_dir_vae"),
             references=_cache_folder(reference_cache_dir_vae, "CacheVAELatents.reference_cache_dir_vae"),
         )
-        with host.heavy_work():
-            cache, report = cache_latents(dataset, model, folders, host.device(), host.callbacks(unique_id))
+        cache, report = cache_data(model, pairs, folders, unique_id)
         return cache, report.text()
 
 
@@ -312,12 +316,10 @@ class LongCatCacheText:
     def cache_text(
         self, model: ModelHandle, cache: Cache, cache_dir_text: str, unique_id: str | None = None
     ) -> tuple[Cache, str]:
-        from ..training.caches.text import cache_text
+        from .rehearsal import cache_captions
 
-        host = current_host()
         folder = _cache_folder(cache_dir_text, "LongCatCacheText.cache_dir_text")
-        with host.heavy_work():
-            complete, report = cache_text(cache, model, folder, host.device(), host.callbacks(unique_id))
+        complete, report = cache_captions(model, cache, folder, unique_id)
         return complete, report.text()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.config import SampleConfig
 from ..training.models.handle import ModelHandle
 from .host import current_host
+from .rehearsal import fitted
 from .types import LONGCAT_MODEL, settings_fault, socket, text, widget
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class EncodeEditPrompt:
         from ..training.sampling.edit import encode_edit
         from .images import one_picture
 
-        size = SampleConfig(width=width, height=height)
+        size = fitted(model, "EncodeEditPrompt", SampleConfig(width=width, height=height))
         picture = one_picture(reference, "EncodeEditPrompt.reference")
         host = current_host()
         with host.heavy_work():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..training.config import ModelConfig
@@ -17,6 +18,13 @@ FILES: dict[str, Kind] = {"transformer_file": "transformer", "vae_file": "vae", 
 """Options that name a single file; offered are those that are there."""
 
 OFFLOAD = ("blocks_to_swap", "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group")
+
+
+REHEARSAL = (
+    "Try the whole graph first, in about a minute and without the model: on its tiny twin, with your own data and all"
+    " stages, at 64 px and a few steps. TrainLoRA then tells what would fail at full size, and what the run needs. Your"
+    " real run, LoRA and caches are not touched."
+)
 
 
 class LoadLongCat:
@@ -38,12 +46,15 @@ class LoadLongCat:
         required = ("model_family", "model_flavour", "pretrained_model_name_or_path", "base_model_precision")
         return {
             "required": widgets(ModelConfig, *required),
-            "optional": widgets(ModelConfig, "text_encoder_1_precision", *OFFLOAD) | _file_widgets(),
+            # Saved workflows hold widgets by place: new ones only at the end.
+            "optional": widgets(ModelConfig, "text_encoder_1_precision", *OFFLOAD)
+            | _file_widgets()
+            | {"rehearsal": ("BOOLEAN", {"default": False, "tooltip": REHEARSAL})},
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
-    def IS_CHANGED(cls, unique_id: str | None = None, **choice: Any) -> str:
+    def IS_CHANGED(cls, unique_id: str | None = None, rehearsal: bool = False, **choice: Any) -> str:
         try:
             # Files that have come or gone since may be another choice.
             files = _handle(ModelConfig(**choice), None).files
@@ -67,6 +78,7 @@ class LoadLongCat:
         transformer_file: str = ModelConfig.transformer_file,
         vae_file: str = ModelConfig.vae_file,
         text_encoder_file: str = ModelConfig.text_encoder_file,
+        rehearsal: bool = False,
         unique_id: str | None = None,
     ) -> tuple[ModelHandle]:
         config = ModelConfig(
@@ -83,7 +95,7 @@ class LoadLongCat:
             vae_file=vae_file,
             text_encoder_file=text_encoder_file,
         )
-        return (_handle(config, unique_id),)
+        return (_rehearsing(config, unique_id) if rehearsal else _handle(config, unique_id),)
 
 
 def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
@@ -96,6 +108,28 @@ def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
     return choose_model(
         config, host.models_dirs(), host.model_roots(), host.single_file_dirs(), host.callbacks(node_id)
     )
+
+
+def _rehearsing(config: ModelConfig, node_id: str | None) -> ModelHandle:
+    """The tiny twin of `config`, with what would fail where the real model is chosen."""
+    from ..training.models.handle import Rehearsal
+    from ..training.quantisation import ensure_available
+    from .graph.tiny import tiny_config
+
+    faults: dict[str, None] = {}
+    real = ModelHandle(config=config, models_dirs=current_host().models_dirs())
+    for precision in (config.base_model_precision, config.text_encoder_1_precision):
+        try:
+            ensure_available(precision)
+        except LongCatError as error:
+            faults[str(error)] = None
+    if not faults:
+        try:
+            real = _handle(config, node_id)
+        except LongCatError as error:
+            faults[str(error)] = None
+    twin = _handle(tiny_config("LoadLongCat", config), node_id)
+    return replace(twin, rehearsal=Rehearsal(model=real, faults=tuple(faults)))
 
 
 def _file_widgets() -> dict[str, Widget]:

@@ -52,6 +52,9 @@ class LongCatLoadLoRA:
         self, model: ModelHandle, lora_name: str, strength: float, lora: TrainedLora | None = None
     ) -> tuple[ModelHandle]:
         path = lora.path if lora is not None else _find_lora(lora_name, type(self).__name__)
+        if lora is None and model.rehearsal is not None:
+            # A LoRA of the real model fits no module of the twin.
+            path = None
         return (model if path is None else model.with_lora(LoraUse(path=path, strength=strength)),)
 
 
@@ -101,7 +104,9 @@ class LongCatConvertLoRA:
             )
         name = output_name.strip().removesuffix(".safetensors") or f"{_name_of(path)}-{layout}"
         check_name("LongCatConvertLoRA.output_name", name)
-        written = convert_lora(path, layout, current_host().lora_dirs()[0] / name)
+        # That of a rehearsal stays with its twin's.
+        folder = lora.path.parent if lora is not None and lora.report else current_host().lora_dirs()[0]
+        written = convert_lora(path, layout, folder / name)
         converted = TrainedLora(path=written, folder=written.parent)
         return {"ui": {"text": [str(written)]}, "result": (converted, str(written))}
 

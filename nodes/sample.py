@@ -9,6 +9,7 @@ from ..training.config import SampleConfig, TextToImageConfig, VideoSampleConfig
 from ..training.models.handle import ModelHandle
 from .encode import Conditioning
 from .host import current_host
+from .rehearsal import fitted
 from .types import LONGCAT_MODEL, Widget, settings_fault, socket, widgets
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class LongCatSampleEdit:
             guidance_scale=guidance_scale,
             seed=seed,
         )
+        config = fitted(model, "LongCatSampleEdit", config)
         prompts = _prompts("LongCatSampleEdit", positive, negative, "EncodeEditPrompt")
         return _sample(sample_edit, config, model, prompts, unique_id)
 
@@ -126,6 +128,7 @@ class LongCatSampleT2I:
             seed=seed,
             cfg_renorm=cfg_renorm,
         )
+        config = fitted(model, "LongCatSampleT2I", config)
         prompts = _prompts("LongCatSampleT2I", positive, negative, "LongCatEncodePrompt")
         return _sample(sample_t2i, config, model, prompts, unique_id)
 
@@ -177,6 +180,7 @@ class LongCatSampleT2V:
             seed=seed,
             distilled=distilled,
         )
+        config = fitted(model, "LongCatSampleT2V", config)
         prompts = _prompts("LongCatSampleT2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, None, unique_id)
         return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
@@ -243,6 +247,7 @@ class SampleI2V:
             seed=seed,
             distilled=distilled,
         )
+        config = fitted(model, "SampleI2V", config)
         start = _start(config, start_frame, previous_frames)
         prompts = _prompts("SampleI2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, start, unique_id)

@@ -23,6 +23,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from ..training.loop.train import TrainResult
+    from ..training.rehearsal.report import RehearsalReport
 
 
 class LongCatValidation:
@@ -216,26 +217,29 @@ class TrainLoRA:
             options=options or TrainingOptions(),
             validation=validation.config if validation else None,
         )
-        return _outputs(_train(config, model, cache, validation, unique_id))
+        return _outputs(*_train(config, model, cache, validation.cache if validation else None, unique_id))
 
 
 def _train(
-    config: TrainConfig, model: ModelHandle, cache: Cache, validation: ValidationPlan | None, node_id: str | None
-) -> TrainResult:
+    config: TrainConfig, model: ModelHandle, cache: Cache, validation_cache: Cache | None, node_id: str | None
+) -> tuple[TrainResult, RehearsalReport | None]:
     from ..training.loop.train import RunPlaces, train
+    from .rehearsal import rehearse_training
 
     host = current_host()
     places = RunPlaces(
         runs_dir=host.runs_dir(),
         lora_dir=host.lora_dirs()[0],
         device=host.device(),
-        validation_cache=validation.cache if validation else None,
+        validation_cache=validation_cache,
     )
     with host.heavy_work():
-        return train(config, model, cache, places, host.callbacks(node_id))
+        if model.rehearsal is not None:
+            return rehearse_training(config, model, cache, places, host.callbacks(node_id))
+        return train(config, model, cache, places, host.callbacks(node_id)), None
 
 
-def _outputs(result: TrainResult) -> dict[str, Any]:
+def _outputs(result: TrainResult, report: RehearsalReport | None) -> dict[str, Any]:
     from ..training.data.media import read_image
     from ..training.loop.loss_curve import draw_loss_curve
     from .images import grey_image, shown_in_ui, to_image
@@ -243,11 +247,11 @@ def _outputs(result: TrainResult) -> dict[str, Any]:
     pictures = [read_image(path) for path in result.samples]
     return {
         "ui": {
-            "text": [f"{result.step} steps: {result.lora}"],
+            "text": [report.text() if report else f"{result.step} steps: {result.lora}"],
             "images": shown_in_ui(result.samples, current_host().runs_dir().parent),
         },
         "result": (
-            TrainedLora(path=result.lora, folder=result.folder),
+            TrainedLora(path=result.lora, folder=result.folder, report=report),
             str(result.lora),
             {"loss": [float(loss) for loss in result.losses]},
             to_image([draw_loss_curve(result.losses)]),

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..training.caches.handle import Cache
 from ..training.config import ValidationConfig
 from ..training.errors import ConfigError
 from ..training.options import Option, option_of
+
+if TYPE_CHECKING:
+    from ..training.rehearsal.report import RehearsalReport
 
 LONGCAT_MODEL = "LONGCAT_MODEL"
 """`ModelHandle`"""
@@ -49,6 +52,8 @@ class TrainedLora:
 
     path: Path
     folder: Path
+    report: RehearsalReport | None = None
+    """What a rehearsal found; its LoRA is the twin's and fits no real model."""
 
 
 def widget(config_class: type, name: str, **overrides: Any) -> Widget:

@@ -85,7 +85,7 @@ def quantise(module: nn.Module, precision: str, name: str = "") -> None:
     if precision not in QUANTISED_PRECISIONS:
         raise ConfigError(f"precision {precision!r} is no quantised one; known: {', '.join(QUANTISED_PRECISIONS)}.")
     ensure_available(precision)
-    linears = _linears(module, name)
+    linears = linears_to_quantise(module, name)
     if not linears:
         return
     quantise_linear = _quantise_with_quanto if precision.endswith("quanto") else _quantise_with_torchao
@@ -129,7 +129,7 @@ def _quantise_with_torchao(module: nn.Module, precision: str, linear: str) -> No
     quantize_(module, configs[precision], filter_fn=lambda _, name: name == linear)
 
 
-def _linears(module: nn.Module, name: str) -> list[str]:
+def linears_to_quantise(module: nn.Module, name: str) -> list[str]:
     """Names within `module` of the linears to quantise; not of those that are quantised already."""
     from torch import nn
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass

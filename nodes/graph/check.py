@@ -85,6 +85,39 @@ def find_faults(graph: Mapping[str, Any], classes: Mapping[str, type]) -> list[s
     return faults
 
 
+def mended(graph: Mapping[str, Any], classes: Mapping[str, type]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of `graph` with the default in place of each faulty widget's value, and one sentence for each.
+
+    Other faults (links, unknown nodes) stay: `find_faults` names them.
+    """
+    faults: list[str] = []
+    whole: dict[str, Any] = {}
+    for node_id, node in graph.items():
+        whole[node_id] = {**node, "inputs": dict(node["inputs"])}
+        if node["class_type"] in classes:
+            found = _mend(whole[node_id]["inputs"], node, classes[node["class_type"]])
+            faults += [f"{label(node_id, node)}: {fault}" for fault in found]
+    return whole, faults
+
+
+def _mend(inputs: dict[str, Any], node: Mapping[str, Any], node_class: type) -> list[str]:
+    """What was wrong with the widgets' values in `inputs`, which are mended."""
+    own_check = _own_check_inputs(node_class)
+    faults = []
+    for spec in signature_of(node_class).inputs:
+        value = inputs.get(spec.name)
+        if spec.is_widget and spec.name in inputs and not is_link(value):
+            fault = _value_fault(spec, value, own_check)
+            if fault:
+                faults.append(f"input {spec.name} {fault}")
+                inputs[spec.name] = spec.default
+    refused = _own_check_fault(node_class, {**node, "inputs": inputs})
+    for spec in signature_of(node_class).inputs if refused else ():
+        if spec.name in own_check and spec.name in inputs and not is_link(inputs[spec.name]):
+            inputs[spec.name] = spec.default
+    return [*faults, *refused]
+
+
 def running_order(graph: Mapping[str, Any]) -> list[str]:
     """Node ids, sources first.
 

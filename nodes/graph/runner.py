@@ -57,10 +57,15 @@ def run_graph(
     host: Host,
     on_node: Callable[[NodeEvent], None],
     should_stop: Callable[[], bool],
+    on_refusal: Callable[[str, LongCatError], None] | None = None,
 ) -> dict[str, tuple]:
     """Checks the whole graph, then runs what its output nodes need. Returns every node's outputs by node id.
 
     As in ComfyUI the nodes run in torch's inference mode, so that they are the same code path in both.
+
+    Args:
+        on_refusal: is told which node refused and why; nodes that depend on it are left out, the others go on. None:
+            the first refusal ends the run.
 
     Raises:
         ConfigError: the graph has faults; the message lists them all and nothing has run.
@@ -79,13 +84,18 @@ def run_graph(
             if should_stop():
                 raise StoppedByUserError("Stopped between two nodes; everything that was finished is saved.")
             name = label(node_id, graph[node_id])
+            if on_refusal is not None and not outputs.keys() >= set(sources_of(graph[node_id], graph)):
+                continue
             on_node(NodeStarted(node_id=node_id, label=name, number=number, total=len(order)))
             try:
                 outputs[node_id] = _run_node(node_id, graph, classes, outputs)
             except StoppedByUserError:
                 raise
             except LongCatError as error:
-                raise type(error)(f"{name}: {error}") from error
+                if on_refusal is None:
+                    raise type(error)(f"{name}: {error}") from error
+                on_refusal(node_id, error)
+                continue
             for text in outputs[node_id]:
                 if isinstance(text, str):
                     on_node(NodeReported(label=name, text=text))

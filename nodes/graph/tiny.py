@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from ...training.config import ModelConfig
+from ...training.config import ModelConfig, TrainConfig
 from ...training.errors import LongCatError
 from .catalogue import node_classes
 from .signature import is_link, signature_of
+
+T = TypeVar("T")
 
 TINY_SIDE = 64
 """Px, the side the tiny twins are made for."""
@@ -133,6 +136,23 @@ def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dic
         given = {name: value for name, value in node["inputs"].items() if not is_link(value)}
         node["inputs"] |= _tiny_values(node["class_type"], given, quantised)
     return tiny
+
+
+def tiny_config(class_type: str, config: T, quantised: bool | None = None) -> T:
+    """A config dataclass with the values that the widgets of its node get by `make_tiny`."""
+    fields = [field.name for field in dataclasses.fields(config) if "option" in field.metadata]
+    given = {name: getattr(config, name) for name in fields}
+    return dataclasses.replace(config, **_tiny_values(class_type, given, quantised))
+
+
+def tiny_training(config: TrainConfig) -> TrainConfig:
+    """The same of TrainLoRA and of the settings that are wired into it."""
+    plan = config.validation
+    return dataclasses.replace(
+        tiny_config("TrainLoRA", config),
+        options=tiny_config("LongCatTrainingOptions", config.options),
+        validation=tiny_config("LongCatValidation", plan) if plan is not None else None,
+    )
 
 
 def _tiny_values(class_type: str, values: Mapping[str, Any], quantised: bool | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...training.errors import LongCatError, StoppedByUserError
 from ..graph.override import apply_settings
@@ -18,6 +18,9 @@ from ..host import use_host
 from .flags import read_flags
 from .host import DEFAULT_HOME, StopFlag, TerminalHost, say
 from .train import DEFAULT_CONFIG, copy_examples, export_config, import_config, training_of
+
+if TYPE_CHECKING:
+    from ..types import TrainedLora
 
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
@@ -84,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         help="change an input; NODE is an id, a title or a class, e.g. TrainLoRA.lora_rank=8 (may be repeated)",
     )
     run.set_defaults(command=_run)
+
+    rehearse = commands.add_parser("rehearse", parents=[common, home], help="try a training out before a night of it")
+    rehearse.add_argument("workflow", type=Path, help="a workflow, saved or in API format, or a config.json")
+    rehearse.add_argument("--set", action="append", default=[], metavar="NODE.input=value", help="as of run")
+    rehearse.set_defaults(command=_rehearse)
 
     demo = commands.add_parser("demo", parents=[common], help="teach a tiny model an edit, and see before and after")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: ./%(default)s")
@@ -164,12 +172,25 @@ def _run(args: argparse.Namespace, stop: StopFlag) -> int:
     return _execute(graph, host)
 
 
+def _rehearse(args: argparse.Namespace, stop: StopFlag) -> int:
+    from .rehearse import rehearsals
+
+    faults = 0
+    for report in rehearsals(args.workflow, args.set, args.base_directory, stop, show_node):
+        print(report.text())
+        faults += len(report.faults)
+    return EXIT_ERROR if faults else 0
+
+
 def _execute(graph: dict[str, Any], host: TerminalHost) -> int:
     for path in draw_missing_samples(graph, host.input_dir()):
         say(f"drew the sample picture {path}")
     outputs = run_graph(graph, host, show_node, host.stop.is_set)
     remember_loras(outputs, host)
     _list_files(host.files)
+    for lora in _trained(outputs):
+        if lora.report is not None:
+            print(lora.report.text())
     return 0
 
 
@@ -214,12 +235,14 @@ def show_node(event: NodeEvent) -> None:
 
 def remember_loras(outputs: dict[str, tuple], host: TerminalHost) -> None:
     """Adds each trained LoRA to the files of the run, also one that a finished run returned at once."""
+    for lora in _trained(outputs):
+        host.wrote(lora.path)
+
+
+def _trained(outputs: dict[str, tuple]) -> list[TrainedLora]:
     from ..types import TrainedLora
 
-    for values in outputs.values():
-        for value in values:
-            if isinstance(value, TrainedLora):
-                host.wrote(value.path)
+    return [value for values in outputs.values() for value in values if isinstance(value, TrainedLora)]
 
 
 def _list_files(files: Sequence[Path]) -> None:

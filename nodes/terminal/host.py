@@ -16,6 +16,7 @@ from ...training.loop.events import (
     Callbacks,
     CheckpointSaved,
     Event,
+    RehearsalDone,
     RunFinished,
     RunStarted,
     SamplesReady,
@@ -244,7 +245,8 @@ class TerminalCallbacks:
         elif isinstance(event, RunFinished):
             self.host.wrote(event.lora)
             say(f"finished at step {event.step}: {event.lora}")
-        else:
+        elif not isinstance(event, RehearsalDone):
+            # The report of a rehearsal is printed when everything has ended.
             say(_other_line(event))
 
 

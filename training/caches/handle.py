@@ -33,6 +33,15 @@ class CacheFolders:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealData:
+    """In a rehearsal: what the real run would cache, and where."""
+
+    dataset: TrainingSet
+    """All of it at full size; its `faults` are those of files, captions and cache folders."""
+    folders: CacheFolders
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cache:
     """What CacheVAELatents and LongCatCacheText return; the trainer's data."""
 
@@ -40,6 +49,8 @@ class Cache:
     dataset: TrainingSet
     folders: CacheFolders
     records: tuple[CachedRecord, ...]
+    real: RealData | None = None
+    """What this stands for while a run is rehearsed."""
 
     @property
     def has_text(self) -> bool:

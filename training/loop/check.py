@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..caches.handle import Cache
 from ..config import TrainConfig
+from ..data.records import Record
 from ..errors import CacheError, ConfigError
 from ..memory import check_streaming
 from ..models.family import check_training_data, family_of, flavour_of
@@ -20,19 +22,29 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
         CacheError: cache files are gone.
         ModelError: no such family.
     """
-    family_of(handle.config.model_family).lora_targets(config.options.lora_target)
-    _check_shift(config, handle)
-    check_streaming(handle.config, config.options.gradient_checkpointing)
+    for check in SETTINGS_CHECKS:
+        check(config, handle)
     _check_cache(handle, cache, "cache")
     if config.validation is not None and validation_cache is not None:
         _check_cache(handle, validation_cache, "validation cache")
-    check_steps(config)
-    samples = sum(1 + cached.record.repeats for cached in cache.records)
+    check_batch_size(config, [cached.record for cached in cache.records])
+
+
+def check_batch_size(config: TrainConfig, records: Sequence[Record]) -> None:
+    """
+    Raises:
+        ConfigError: an epoch of `records` has fewer samples than a batch.
+    """
+    samples = sum(1 + record.repeats for record in records)
     if config.train_batch_size > samples:
         raise ConfigError(
             f"train_batch_size is {config.train_batch_size}, but an epoch has only {samples} samples. Use at most"
             f" {samples}, more data or more repeats, or gradient_accumulation_steps for a larger batch."
         )
+
+
+def _check_targets(config: TrainConfig, handle: ModelHandle) -> None:
+    family_of(handle.config.model_family).lora_targets(config.options.lora_target)
 
 
 def _check_shift(config: TrainConfig, handle: ModelHandle) -> None:
@@ -41,6 +53,10 @@ def _check_shift(config: TrainConfig, handle: ModelHandle) -> None:
             "flow_schedule_shift is 0, which would make every noise level of LongCat-Video 0. Use 12, the model's own,"
             " or -1, which stands for it."
         )
+
+
+def _check_streaming(config: TrainConfig, handle: ModelHandle) -> None:
+    check_streaming(handle.config, config.options.gradient_checkpointing)
 
 
 def check_steps(config: TrainConfig) -> None:
@@ -56,6 +72,14 @@ def check_steps(config: TrainConfig) -> None:
         )
 
 
+def _check_steps(config: TrainConfig, handle: ModelHandle) -> None:
+    check_steps(config)
+
+
+SETTINGS_CHECKS = (_check_targets, _check_shift, _check_streaming, _check_steps)
+"""Each raises ConfigError; they need no data."""
+
+
 def training_hints(handle: ModelHandle) -> tuple[str, ...]:
     """What a user should know before training on this model, although it is allowed."""
     hint = flavour_of(handle.config).training_hint
@@ -68,6 +92,7 @@ def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
             f"The {what} was made for {cache.model_family}, the model is {handle.config.model_family}. Wire the same"
             " model into the cache nodes and TrainLoRA."
         )
+    check_same_purpose(handle, cache, what)
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
     check_training_data(handle.config, [cached.record for cached in cache.records])
@@ -76,6 +101,20 @@ def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
             f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
         )
     _check_files(cache, what)
+
+
+def check_same_purpose(handle: ModelHandle, cache: Cache, what: str) -> None:
+    """Refuses latents of a twin for a real model, which nothing else would tell apart, and the other way round.
+
+    Raises:
+        ConfigError: only one of the two is of a rehearsal.
+    """
+    if (handle.rehearsal is None) != (cache.real is None):
+        rehearsed, other = ("model", what) if cache.real is None else (what, "model")
+        raise ConfigError(
+            f"The {rehearsed} is one of a rehearsal, the {other} is not. Wire one LoadLongCat into the cache nodes and"
+            " TrainLoRA."
+        )
 
 
 def _check_files(cache: Cache, what: str) -> None:

@@ -67,7 +67,22 @@ class RunFinished:
     lora: Path
 
 
-Event = StageProgress | RunStarted | StepReport | SamplesReady | CheckpointSaved | WarningRaised | RunFinished
+@dataclass(frozen=True, kw_only=True)
+class RehearsalDone:
+    report: str
+    """Several lines, for people."""
+
+
+Event = (
+    StageProgress
+    | RunStarted
+    | StepReport
+    | SamplesReady
+    | CheckpointSaved
+    | WarningRaised
+    | RunFinished
+    | RehearsalDone
+)
 
 
 class Callbacks(Protocol):

@@ -59,15 +59,21 @@ def split_quotes(prompt: str) -> list[tuple[str, bool]]:
     return [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]
 
 
-def tokenize_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of the prompt, at most `PROMPT_SLOTS`; quotations one character at a time, to be spelt right.
+def whole_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of the prompt, however many; quotations one character at a time, to be spelt right.
 
     Control tokens in the prompt are read as plain text: a second image_pad would have no picture.
     """
     ids: list[int] = []
     for piece, quoted in split_quotes(prompt):
         for text in piece if quoted else [piece]:
-            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
+def tokenize_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """The first `PROMPT_SLOTS` of `whole_prompt`; says so when it cuts."""
+    ids = whole_prompt(tokenizer, prompt)
     if len(ids) > PROMPT_SLOTS:
         logger.warning(
             "The prompt has %d tokens; the model reads %d, so its end is cut off: it begins %r. Shorten it.",

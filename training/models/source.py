@@ -39,6 +39,21 @@ def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
     return folder
 
 
+def present_folder(handle: ModelHandle) -> Path | None:
+    """The folder that `resolve_folder` would take, checked; None: it would have to be downloaded or built.
+
+    Raises:
+        ModelError: it is incomplete or of another model, or something else is in the download's place.
+    """
+    flavour = flavour_of(handle.config)
+    folder = handle.folder or found_folder(flavour, handle.models_dirs)
+    if folder is None:
+        _refuse_foreign(handle.models_dirs[0] / flavour.folder_name, flavour)
+    else:
+        check_folder(folder, handle.config)
+    return folder
+
+
 def found_folder(flavour: Flavour, models_dirs: Sequence[Path]) -> Path | None:
     """The flavour's diffusers folder in the first of `models_dirs` that has it; unchecked."""
     candidates = (models_dir / flavour.folder_name for models_dir in models_dirs)
