@@ -96,7 +96,7 @@ def build_tiny_image_checkpoint(folder: Path, pipeline: str = EDIT) -> None:
             ("transformer", build_transformer()),
             ("vae", build_vae()),
             ("text_encoder", build_text_encoder()),
-            ("scheduler", _build_scheduler()),
+            ("scheduler", build_scheduler()),
         ):
             part.save_pretrained(temporary / name)
         for name in ("tokenizer", "text_processor"):
@@ -175,7 +175,7 @@ def build_text_encoder() -> nn.Module:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def _build_scheduler() -> Any:
+def build_scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**SCHEDULER)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+from . import captions, edits
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -16,29 +19,48 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-SPACE = "\u0120"
-"""How byte-level BPE writes a leading space (openai/gpt-2: encoder.py bytes_to_unicode)."""
+TEMPLATE_WORDS = (
+    "As an image captioning expert, generate a descriptive text prompt based on an image content, suitable for input"
+    " to a text-to-image model. editing first analyze the and attributes of image(s). Then, user's instructions,"
+    " clearly precisely determine how to modify given ensuring that only specified parts are altered all other aspects"
+    " remain consistent with original(s). system user assistant"
+)
+"""Of the prompt templates: the twin's prompts then have nearly as many tokens as the real ones."""
 
-WORDS = (
-    # of the prompt templates
-    "image captioning expert generate descriptive text prompt based content suitable for input to model editing first"
-    " analyze the and attributes of then on user precisely determine how modify given ensuring that only specified"
-    " parts are altered all other aspects remain consistent with original"
-    # of drawn pictures and what is asked of them
-    " make add remove move turn change draw put into a an in to left right top bottom middle background border frame"
-    " circle square triangle star shape picture red green blue yellow purple orange white black grey pink"
-).split()
+CHARACTER_WEIGHT = 1000
+"""How often a Chinese character counts against a word, so that no merge starts in one and ends in the next."""
+
+
+def words() -> list[str]:
+    """Everything that is one token: words of the templates and of the drawn world, each with and without a space."""
+    english = dict.fromkeys(
+        [*re.findall(r"[A-Za-z]+", TEMPLATE_WORDS), *captions.english_words(), *edits.english_words()]
+    )
+    return [*english, *(f" {word}" for word in english), *captions.chinese_words(), *edits.CHINESE_WORDS]
 
 
 def byte_level_merges() -> list[tuple[str, str]]:
-    """BPE merges that grow each of `WORDS` letter by letter from its leading space, so that no merge crosses words."""
-    merges = []
-    for word in WORDS:
-        start = SPACE
-        for letter in word:
-            merges.append((start, letter))
-            start += letter
-    return list(dict.fromkeys(merges))
+    """BPE merges, in their order, that make each of `words` one token and cross no border between words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    known = words()
+    characters = sorted({character for word in known for character in word if not character.isascii()})
+    texts = [*known, *(character for character in characters for _ in range(CHARACTER_WEIGHT))]
+    tokenizer = Tokenizer(BPE())
+    # Far more than there are, so that the trainer goes on until every word is whole.
+    trainer = BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False)
+    tokenizer.train_from_iterator((_letters_of_bytes(text) for text in texts), trainer)
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def _letters_of_bytes(text: str) -> str:
+    """The text as byte-level BPE sees it: a letter for each byte (openai/gpt-2: encoder.py bytes_to_unicode)."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    ((letters, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return letters
 
 
 def token_ids(merges: list[tuple[str, str]]) -> dict[str, int]:
