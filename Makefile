@@ -9,7 +9,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js faults demo lint format bench workflows clean
+.PHONY: venv test test-python test-js faults demo lint format bench workflows twins clean
 
 venv: $(INSTALLED)
 
@@ -39,6 +39,10 @@ faults: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/longcat demo
+
+# The trained twins, from nothing: training/tiny/twins/README.md tells how long. Only part of them: make twins STAGES="edit"
+twins: $(INSTALLED)
+	$(BIN)/python -m comfyui_longcat.training.tiny.learn $(STAGES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
