@@ -23,7 +23,7 @@ WORKFLOWS_DIR = Path(__file__).resolve().parents[2] / "workflows"
 EXAMPLE_INSTRUCTION = "add a blue border"
 """What the drawn example pairs teach."""
 
-EXAMPLE_PROMPT = "a purple circle on a sand background"
+EXAMPLE_PROMPT = "a purple circle in the middle on a white background"
 """In the words of the drawn captioned pictures."""
 
 # 8.3 instead of 16.6 GB: the largest part of the model would not fit a 12 or 16 GB card.
@@ -74,8 +74,8 @@ T2I_DATA = [
 ]
 """SimpleTuner's LongCat-Image quickstart, on the drawn example."""
 
-EXAMPLE_CLIP_PROMPT = "a purple circle moves to the right"
-"""In the words of the drawn clips."""
+EXAMPLE_CLIP_PROMPT = "a purple circle moves to the right on a white background"
+"""In the words of the drawn clips, about the sample picture."""
 
 VIDEO_CONFIG = {
     **SHARED,

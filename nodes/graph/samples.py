@@ -33,9 +33,12 @@ def draw_missing_samples(graph: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_sample(path: Path) -> None:
-    """A reference picture like those of the example pairs."""
-    from ...training.tiny.examples import draw_pairs
+    """The picture that the shipped prompts speak of; the tiny twins know its like."""
+    import torch
 
-    _, reference, _, _ = draw_pairs(1, SAMPLE_SIDE, seed=1)[0]
+    from ...training.tiny.world import Look, draw, pictures, place_scenes
+
+    look = Look(shape="circle", colour="purple", background="white", position="middle")
+    (picture,) = pictures(draw(place_scenes([look], torch.Generator().manual_seed(0)), SAMPLE_SIDE))
     with replacing(path) as temporary:
-        reference.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")

@@ -12,6 +12,9 @@ from .from_config import BLUE, GREEN, PICTURE, PURPLE, widget_values
 
 NO_LORA = "none"
 
+SAMPLERS = ("LongCatSampleT2I", "LongCatSampleEdit", "LongCatSampleT2V", "SampleI2V")
+"""The nodes that sample; such a graph has one for each `Sampling`."""
+
 MODEL = Group(title="1 Model and LoRA", lane=0, color=BLUE)
 PICTURES = Group(title="2 Picture", lane=0, color=GREEN)
 SAMPLING = Group(title="3 Prompt and sampling", lane=1, color=PURPLE)
@@ -35,24 +38,30 @@ class Sampling:
     """Of a clip; None: a picture."""
 
 
-def sampling_graph(name: str, model: ModelConfig, lora_name: str, samples: Sequence[Sampling]) -> Graph:
-    """The graph that draws `samples` with `model` and the LoRA file `lora_name`, which may be `NO_LORA`."""
+def sampling_graph(
+    name: str, model: ModelConfig, lora_name: str, samples: Sequence[Sampling], strengths: Sequence[float] = (1.0,)
+) -> Graph:
+    """The graph that draws each of `samples` with `model` and the LoRA file `lora_name`, which may be `NO_LORA`.
+
+    `strengths`: of the LoRA; each sample is drawn with the first one, then with the next, from the same noise.
+    """
     from ...training.models.family import flavour_of
 
     graph = Graph(name=name)
     title = f"Load {flavour_of(model).folder_name}"
     loaded = graph.add(MODEL, "LoadLongCat", widget_values(model), title).out("model")
-    lora = {"model": loaded, "lora_name": lora_name, "strength": 1.0}
-    with_lora = graph.add(MODEL, "LongCatLoadLoRA", lora, "Load your LoRA").out("model")
+    models = []
+    for strength in strengths:
+        lora = {"model": loaded, "lora_name": lora_name, "strength": strength}
+        models.append(graph.add(MODEL, "LongCatLoadLoRA", lora, "Load your LoRA").out("model"))
     for sample in samples:
         add = _add_picture if sample.num_frames is None else _add_clip
-        add(graph, with_lora, sample)
+        add(graph, models, sample)
     return graph
 
 
-def _add_picture(graph: Graph, model: Link, sample: Sampling) -> None:
-    text = _text(model, sample)
-    settings = _settings(sample)
+def _add_picture(graph: Graph, models: Sequence[Link], sample: Sampling) -> None:
+    text = _text(models[0], sample)
     if sample.picture is None:
         encoded = graph.add(SAMPLING, "LongCatEncodePrompt", text, "Prompt")
         sampler, title = "LongCatSampleT2I", "Draw the picture"
@@ -61,25 +70,27 @@ def _add_picture(graph: Graph, model: Link, sample: Sampling) -> None:
         text |= {"reference": picture.out("IMAGE"), "width": sample.width, "height": sample.height}
         encoded = graph.add(SAMPLING, "EncodeEditPrompt", text, "Instruction")
         sampler, title = "LongCatSampleEdit", "Edit the picture"
-    wired = {"model": model, "positive": encoded.out("positive"), "negative": encoded.out("negative"), **settings}
-    sampled = graph.add(SAMPLING, sampler, wired, title, PICTURE)
-    saved = {"images": sampled.out("image"), "filename_prefix": sample.filename_prefix}
-    graph.add(SAMPLING, "SaveImage", saved, "Result", PICTURE)
+    wired = {"positive": encoded.out("positive"), "negative": encoded.out("negative"), **_settings(sample)}
+    for model in models:
+        sampled = graph.add(SAMPLING, sampler, {"model": model, **wired}, title, PICTURE)
+        saved = {"images": sampled.out("image"), "filename_prefix": sample.filename_prefix}
+        graph.add(SAMPLING, "SaveImage", saved, "Result", PICTURE)
 
 
-def _add_clip(graph: Graph, model: Link, sample: Sampling) -> None:
-    encoded = graph.add(SAMPLING, "LongCatEncodePrompt", _text(model, sample), "Prompt")
-    wired = {"model": model, "positive": encoded.out("positive"), "negative": encoded.out("negative")}
+def _add_clip(graph: Graph, models: Sequence[Link], sample: Sampling) -> None:
+    encoded = graph.add(SAMPLING, "LongCatEncodePrompt", _text(models[0], sample), "Prompt")
+    wired = {"positive": encoded.out("positive"), "negative": encoded.out("negative")}
     wired |= _settings(sample) | {"num_frames": sample.num_frames}
     sampler = "LongCatSampleT2V"
     if sample.picture is not None:
         picture = graph.add(PICTURES, "LoadImage", {"image": sample.picture}, "Start frame", PICTURE)
         sampler, wired["start_frame"] = "SampleI2V", picture.out("IMAGE")
-    sampled = graph.add(SAMPLING, sampler, wired, "Draw the clip", PICTURE)
-    made = {"images": sampled.out("frames"), "fps": sampled.out("fps")}
-    video = graph.add(SAMPLING, "CreateVideo", made, "Frames to video")
-    saved = {"video": video.out("VIDEO"), "filename_prefix": sample.filename_prefix}
-    graph.add(SAMPLING, "SaveVideo", saved, "Result", PICTURE)
+    for model in models:
+        sampled = graph.add(SAMPLING, sampler, {"model": model, **wired}, "Draw the clip", PICTURE)
+        made = {"images": sampled.out("frames"), "fps": sampled.out("fps")}
+        video = graph.add(SAMPLING, "CreateVideo", made, "Frames to video")
+        saved = {"video": video.out("VIDEO"), "filename_prefix": sample.filename_prefix}
+        graph.add(SAMPLING, "SaveVideo", saved, "Result", PICTURE)
 
 
 def _text(model: Link, sample: Sampling) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The console command, from arguments to files and exit codes, on the tiny twin."""
 
-import json
 import os
 import re
 import signal
@@ -126,13 +125,19 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(api, tmp_path):
 def test_demo_in_short(tmp_path):
     import torch
     from comfyui_longcat.nodes.terminal.demo import run_demo
+    from comfyui_longcat.nodes.terminal.demo_clips import MovesUp
+    from comfyui_longcat.nodes.terminal.demo_edit import BorderEdit
     from comfyui_longcat.nodes.terminal.host import TerminalHost
 
-    threads = torch.get_num_threads()
-    files = run_demo(TerminalHost(tmp_path, device="cpu"), steps=2)
+    threads, lessons = torch.get_num_threads(), (BorderEdit(steps=2, unseen=2), MovesUp(steps=2, unseen=2))
+    files = run_demo(TerminalHost(tmp_path, device="cpu"), lessons)
     assert torch.get_num_threads() == threads
-    assert [path.name for path in files] == ["contact_sheet.png", "loss_curve.png", "demo.safetensors"]
+    assert [path.name for path in files] == [
+        *("edit_contact_sheet.png", "edit_loss_curve.png", "demo-edit.safetensors"),
+        *("video_contact_sheet.png", "video_loss_curve.png", "demo-video.safetensors"),
+    ]
     assert all(path.is_file() for path in files)
-    captions = [path.read_text(encoding="utf-8") for path in (tmp_path / "input" / "targets").glob("*.txt")]
-    assert len(captions) == 12 and all(captions)
-    assert json.dumps(captions) != json.dumps(captions, ensure_ascii=False), "no Chinese instruction"
+    for folder in ("longcat-example/targets", "longcat-example-clips/clips"):
+        captions = [path.read_text(encoding="utf-8") for path in (tmp_path / "input" / folder).glob("*.txt")]
+        assert len(captions) == 12 and all(captions)
+        assert {caption.isascii() for caption in captions} == {True, False}, "no Chinese caption"

@@ -1,0 +1,134 @@
+"""The demo's second lesson: the tiny video model, whose shapes never went up, learns it from 12 clips."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...training.config import ModelConfig
+from ..data import EXAMPLE_CLIPS, EXAMPLE_CLIPS_SIDES
+from ..graph.catalogue import longcat_video_i2v_train
+from ..graph.sampling import Sampling
+from ..graph.tiny import TINY_FRAMES, TINY_SIDE
+from ..images import image_to_clip
+from .demo_lesson import Scores, Taught
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+SHOWN = 4
+"""Clips of the contact sheet, three rows each."""
+
+SHOWN_FRAMES = range(0, TINY_FRAMES, 2)
+
+UNSEEN_FOLDER = "unseen-start-frames"
+
+DIRECTION = "up"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovesUp:
+    """Fulfils `Lesson`."""
+
+    steps: int = 300
+    """Of training."""
+    unseen: int = 12
+    """Start frames that are judged; none of their looks is among the clips or known to the model."""
+
+    name = "video"
+    model = ModelConfig(model_family="longcat_video", model_flavour="tiny-video", base_model_precision="fp32")
+    workflow = staticmethod(longcat_video_i2v_train)
+
+    def draw(self, input_dir: Path) -> None:
+        from ...training.tiny.examples import draw_example_clips
+
+        folders = (input_dir / EXAMPLE_CLIPS / side for side in EXAMPLE_CLIPS_SIDES)
+        draw_example_clips(*folders, size=TINY_SIDE, frames=TINY_FRAMES, directions=(DIRECTION,))
+        (input_dir / UNSEEN_FOLDER).mkdir(exist_ok=True)
+        for name, frames, _ in self._clips:
+            frames[0].save(input_dir / UNSEEN_FOLDER / f"{name}.png")
+
+    def settings(self) -> Sequence[str]:
+        return (
+            "TrainLoRA.learning_rate=1e-3",
+            "TrainLoRA.lora_rank=16",
+            "TrainLoRA.train_batch_size=4",
+            "LongCatTrainingOptions.lora_target=attention+ffn",
+            "LongCatTrainingOptions.lr_scheduler=cosine",
+            f"LongCatTrainingOptions.lr_warmup_steps={self.steps // 15}",
+        )
+
+    def samples(self) -> list[Sampling]:
+        return [
+            Sampling(
+                prompt=caption,
+                picture=f"{UNSEEN_FOLDER}/{name}.png",
+                width=TINY_SIDE,
+                height=TINY_SIDE,
+                num_frames=TINY_FRAMES,
+                num_inference_steps=20,
+                guidance_scale=2.0,
+                filename_prefix=f"{self.name}/{name}",
+            )
+            for name, _, caption in self._clips
+        ]
+
+    def score(self, sampled: Sequence[Tensor]) -> Scores:
+        import torch
+
+        from ...training.tiny.classifier import psnr, read_directions
+
+        clips = torch.cat([image_to_clip(image) for image in sampled])
+        targets = torch.cat([_clip(frames) for _, frames, _ in self._clips])
+        right = [direction == DIRECTION for direction in read_directions(clips)]
+        # The first frame is given.
+        quality = psnr(clips[:, :, 1:], targets[:, :, 1:]).mean().item()
+        return Scores(psnr=quality, right=sum(right) / len(right))
+
+    def sheet(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> Image:
+        from ...training.data.contact_sheet import image_grid
+
+        rows, captions = [], []
+        for (_, target, caption), without, with_lora in list(zip(self._clips, before, after, strict=True))[:SHOWN]:
+            for kind, frames in (
+                ("strength 0", _frames(without)),
+                ("strength 1", _frames(with_lora)),
+                ("target", target),
+            ):
+                rows.append([frames[number] for number in SHOWN_FRAMES])
+                captions.append(f"{kind}\n{caption}")
+        titles = (*(f"frame {number}" for number in SHOWN_FRAMES), "prompt (unseen start frames)")
+        return image_grid(rows, titles, captions, cell=96)
+
+    def verdict(self, taught: Taught) -> str:
+        return (
+            f"video: of {self.unseen} unseen start frames {taught.before.right:.0%} move up at strength 0,"
+            f" {taught.after.right:.0%} at strength 1; {taught.before.psnr:.1f} dB to the target become"
+            f" {taught.after.psnr:.1f} dB: a gain of {taught.gain:.1f} dB"
+        )
+
+    @functools.cached_property
+    def _clips(self) -> list[tuple[str, list[Image], str]]:
+        from ...training.tiny.examples import draw_moves
+
+        return list(draw_moves(self.unseen, TINY_SIDE, TINY_FRAMES, directions=(DIRECTION,), unseen=True))
+
+
+def _clip(frames: Sequence[Image]) -> Tensor:
+    """Pictures -> pixels [1, 3, F, H, W] in -1..1."""
+    import torch
+
+    from ...training.data.media import to_pixels
+
+    return torch.stack([to_pixels(frame, frame.size) for frame in frames], dim=2)
+
+
+def _frames(image: Tensor) -> list[Image]:
+    """IMAGE [F, H, W, 3] -> pictures."""
+    from ...training.data.media import from_pixels
+
+    return [from_pixels(frame) for frame in image_to_clip(image).movedim(2, 0)]
