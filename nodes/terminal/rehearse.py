@@ -12,7 +12,7 @@ from ...training.errors import ConfigError, LongCatError
 from ...training.models.handle import ModelHandle
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ..graph.catalogue import node_classes
-from ..graph.check import check_shape, label, mended, sources_of
+from ..graph.check import check_shape, find_faults, label, mended, sources_of
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
 from ..graph.to_config import api_of_ui
@@ -34,7 +34,7 @@ def rehearsals(
         settings: `NODE.input=value`, as `longcat run --set`.
 
     Raises:
-        ConfigError: nothing of that kind, no TrainLoRA in it, or wired in a way that nothing can run.
+        ConfigError: nothing of that kind, or no TrainLoRA in it.
         StoppedByUserError: asked to stop.
     """
     graph, host = _graph_of(path, home, stop)
@@ -42,6 +42,9 @@ def rehearsals(
         classes = node_classes()
         graph = apply_settings(graph, settings, classes)
         graph, faults = mended(_rehearsed(_needed_to_train(graph, path)), classes)
+        wiring = find_faults(graph, classes)
+    if wiring:
+        return [RehearsalReport(title=f"Rehearsal of {path}", faults=(*faults, *wiring))]
     refusals: dict[str, LongCatError] = {}
     outputs = run_graph(graph, host, on_node, stop.is_set, refusals.__setitem__)
     reports = _reports(graph, outputs, refusals) or [_without_training(path, outputs)]

@@ -21,6 +21,7 @@ from ..models.handle import ModelHandle, Rehearsal
 from ..models.source import check_files, present_folder
 from .data_checks import data_surprises, small_buckets
 from .estimate import GB, Needs, needs_of
+from .small import CLIPS
 
 NEARLY_FULL = 0.9
 """Of a card's memory: more may or may not fit."""
@@ -113,7 +114,8 @@ def _look_at_items(run: RealRun, found: Findings) -> None:
     files = len({record.target for record in records})
     buckets = len({_shape(record) for record in records})
     several = f" of {files} files" if files < len(records) else ""
-    found.needs.append(f"data: {len(records)} {kind_of(records)}{several} in {_counted(buckets, 'bucket')}")
+    decoded = f"; {CLIPS} of them were decoded to their ends" if kind_of(records) == "clips" and files > CLIPS else ""
+    found.needs.append(f"data: {len(records)} {kind_of(records)}{several} in {_counted(buckets, 'bucket')}{decoded}")
 
 
 def _look_at_steps(run: RealRun, found: Findings) -> None:

@@ -72,7 +72,7 @@ def _enlarged(records: Sequence[Record], sizes: dict[Path, Size]) -> list[str]:
             (width, height), (wide, high) = sizes[path], record.bucket
             factor = max(wide / width, high / height)
             if factor > ENLARGED:
-                stretched[path] = f"{path.name} ({width}x{height} to {wide}x{high})"
+                stretched[path] = f"{path.parent.name}/{path.name} ({width}x{height} to {wide}x{high})"
     if not stretched:
         return []
     return [

@@ -100,7 +100,7 @@ SIZES = {
         latent_channels=16,
         encode=14_500,
         decode=19_800,
-        kept={"simpletuner": 79, "attention": 79, "attention+ffn": 99},
+        kept={"simpletuner": 80, "attention": 80, "attention+ffn": 100},
         hidden=4096,
     ),
 }

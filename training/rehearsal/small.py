@@ -63,7 +63,8 @@ def only_readable(found: TrainingSet, callbacks: Callbacks) -> TrainingSet:
         except DataError as error:
             reasons[record.target] = str(error)
     sound = tuple(record for record in found.records if not reasons.keys() & {record.target, *record.references})
-    faults = listed(f"{len(reasons)} files cannot be decoded", list(reasons.values()))
+    files = len({*pictures, *(record.target for record in found.records)})
+    faults = listed(f"{len(reasons)} of {files} files cannot be decoded", list(reasons.values()))
     return replace(found, records=sound, faults=(*found.faults, *faults))
 
 
