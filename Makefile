@@ -9,7 +9,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js faults demo lint format bench workflows twins clean
+.PHONY: venv test test-python test-js faults demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -58,6 +58,10 @@ bench: $(INSTALLED)
 workflows: $(INSTALLED)
 	$(BIN)/python -m comfyui_longcat.nodes.graph.catalogue
 	$(BIN)/python -m comfyui_longcat.nodes.graph.key_table
+
+# The pictures of README and of the workflow templates, from the demo's own results.
+pictures: demo
+	$(BIN)/python -m comfyui_longcat.nodes.terminal.showcase demo_output
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output

@@ -25,7 +25,7 @@ def run_demo(host: TerminalHost, lessons: Sequence[Lesson] = LESSONS) -> list[Pa
         LongCatError, OSError: a stage refused, or the disk is full.
     """
     files, verdicts = [], []
-    with _one_thread():
+    with one_thread():
         for lesson in lessons:
             taught = teach(lesson, host)
             files += taught.files
@@ -36,7 +36,7 @@ def run_demo(host: TerminalHost, lessons: Sequence[Lesson] = LESSONS) -> list[Pa
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Matrices this small gain nothing from a second thread, and on a busy machine two wait for each other."""
     import torch
 

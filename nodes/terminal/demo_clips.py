@@ -95,8 +95,8 @@ class MovesUp:
         rows, captions = [], []
         for (_, target, caption), without, with_lora in list(zip(self._clips, before, after, strict=True))[:SHOWN]:
             for kind, frames in (
-                ("strength 0", _frames(without)),
-                ("strength 1", _frames(with_lora)),
+                ("strength 0", frames_of(without)),
+                ("strength 1", frames_of(with_lora)),
                 ("target", target),
             ):
                 rows.append([frames[number] for number in SHOWN_FRAMES])
@@ -127,7 +127,7 @@ def _clip(frames: Sequence[Image]) -> Tensor:
     return torch.stack([to_pixels(frame, frame.size) for frame in frames], dim=2)
 
 
-def _frames(image: Tensor) -> list[Image]:
+def frames_of(image: Tensor) -> list[Image]:
     """IMAGE [F, H, W, 3] -> pictures."""
     from ...training.data.media import from_pixels
 

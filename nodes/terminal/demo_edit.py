@@ -47,7 +47,7 @@ class BorderEdit:
 
         draw_example_pairs(*(input_dir / EXAMPLE_FOLDER / side for side in EXAMPLE_SIDES), size=TINY_SIDE)
         (input_dir / UNSEEN_FOLDER).mkdir(exist_ok=True)
-        for name, reference, _, _ in self._pairs:
+        for name, reference, _, _ in self.pairs:
             reference.save(input_dir / UNSEEN_FOLDER / f"{name}.png")
 
     def settings(self) -> Sequence[str]:
@@ -71,7 +71,7 @@ class BorderEdit:
                 guidance_scale=1.0,
                 filename_prefix=f"{self.name}/{name}",
             )
-            for name, _, _, instruction in self._pairs
+            for name, _, _, instruction in self.pairs
         ]
 
     def score(self, sampled: Sequence[Tensor]) -> Scores:
@@ -81,7 +81,7 @@ class BorderEdit:
         from ...training.tiny.classifier import psnr, read_pictures
 
         pixels = torch.cat([image_to_clip(image)[:, :, 0] for image in sampled])
-        targets = torch.cat([to_pixels(target, target.size) for _, _, target, _ in self._pairs])
+        targets = torch.cat([to_pixels(target, target.size) for _, _, target, _ in self.pairs])
         readings, wanted = read_pictures(pixels, margin=INNER), read_pictures(targets, margin=INNER)
         right = [reading.shape == want.shape for reading, want in zip(readings, wanted, strict=True)]
         return Scores(psnr=psnr(pixels, targets).mean().item(), right=sum(right) / len(right))
@@ -91,10 +91,10 @@ class BorderEdit:
 
         rows = [
             (reference, one_picture(without, self.name), one_picture(with_lora, self.name), target)
-            for (_, reference, target, _), without, with_lora in zip(self._pairs, before, after, strict=True)
+            for (_, reference, target, _), without, with_lora in zip(self.pairs, before, after, strict=True)
         ]
         titles = ("reference", "strength 0", "strength 1", "target", "instruction (unseen pictures)")
-        return image_grid(rows[:SHOWN], titles, [instruction for *_, instruction in self._pairs[:SHOWN]], cell=128)
+        return image_grid(rows[:SHOWN], titles, [instruction for *_, instruction in self.pairs[:SHOWN]], cell=128)
 
     def verdict(self, taught: Taught) -> str:
         return (
@@ -104,7 +104,7 @@ class BorderEdit:
         )
 
     @functools.cached_property
-    def _pairs(self) -> list[tuple[str, Image, Image, str]]:
+    def pairs(self) -> list[tuple[str, Image, Image, str]]:
         from ...training.tiny.examples import draw_pairs
 
         return draw_pairs(self.unseen, TINY_SIDE, unseen=True)

@@ -52,6 +52,8 @@ class Taught:
     """At strength 0."""
     after: Scores
     """At strength 1."""
+    samples: tuple[Sequence[Tensor], Sequence[Tensor]]
+    """IMAGEs at strength 0 and at strength 1."""
     files: tuple[Path, ...]
     """Contact sheet, loss curve, LoRA."""
 
@@ -111,6 +113,7 @@ def teach(lesson: Lesson, host: TerminalHost) -> Taught:
     return Taught(
         before=lesson.score(before),
         after=lesson.score(after),
+        samples=(before, after),
         files=(
             _save(lesson.sheet(before, after), host.home / f"{lesson.name}_contact_sheet.png"),
             _save(one_picture(loss_curve, lesson.name), host.home / f"{lesson.name}_loss_curve.png"),
@@ -150,12 +153,17 @@ def _sample(lesson: Lesson, host: TerminalHost, lora: Path) -> tuple[list[Tensor
     samples = lesson.samples()
     say(f"sampling {len(samples)} unseen ones with strengths {' and '.join(f'{each:g}' for each in STRENGTHS)}")
     name = lora.relative_to(host.lora_dirs()[0]).as_posix()
-    with use_host(host):
-        graph = to_api(sampling_graph(lesson.name, lesson.model, name, samples, STRENGTHS), node_classes())
-    with _libraries_left_alone():
-        outputs = run_graph(graph, host, lambda event: None, host.stop.is_set)
-    sampled = [values[0] for values in _outputs_of(graph, outputs, SAMPLERS)]
+    sampled = run_sampling(sampling_graph(lesson.name, lesson.model, name, samples, STRENGTHS), host)
     return sampled[0::2], sampled[1::2]
+
+
+def run_sampling(graph: Graph, host: TerminalHost) -> list[Tensor]:
+    """An IMAGE for each sampling node of the graph."""
+    with use_host(host):
+        nodes = to_api(graph, node_classes())
+    with _libraries_left_alone():
+        outputs = run_graph(nodes, host, lambda event: None, host.stop.is_set)
+    return [values[0] for values in _outputs_of(nodes, outputs, SAMPLERS)]
 
 
 @contextlib.contextmanager
