@@ -1,5 +1,8 @@
 """What a rehearsal says of the real run: the card, the tokenizer, the captions, the steps. Nothing is trained here."""
 
+import json
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -86,7 +89,7 @@ def test_captions_are_counted_by_the_models_own_tokenizer(tmp_path, tiny_checkpo
 
 
 def test_without_a_tokenizer_lengths_are_guessed(tmp_path):
-    run = real_run(tmp_path, captions=("word " * 100, "夜" * 600, "word " * 700))
+    run = real_run(tmp_path, captions=("word " * 100, "\u591c" * 600, "word " * 700))
     (surprise,) = [each for each in look_at(run).surprises if "tokens" in each]
     assert surprise.startswith("2 of 3 captions may have") and "1 (600), 2 (875)" in surprise
 
@@ -104,6 +107,31 @@ def test_settings_that_surprise(tmp_path):
     for words in ("Only 2 of 4 samples are seen", "no checkpoint before the end", "validation_steps is 100"):
         assert words in text
     assert "steps: 2 of batch 1, that is 0.5 epochs of 4 samples" in found.needs
+
+
+def test_full_disk_is_told_before_the_night(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    for free, full in ((5_000_000_000, True), (500_000_000_000, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(10**12, 10**12 - free, free))
+        found = look_at(real_run(tmp_path))
+        assert any("The disk is too full: the run needs" in fault for fault in found.faults) == full
+    assert not found.faults
+    assert any("a download of about 29.3 GB" in need for need in found.needs)
+    assert any(need.startswith("graphics memory: about ") for need in found.needs)
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path, tiny_checkpoint):
+    folder = tmp_path / "models" / "LongCat-Image-Edit"
+    folder.mkdir(parents=True)
+    (folder / "half.safetensors.part").write_text("copying")
+    assert any("no complete model folder" in fault for fault in look_at(real_run(tmp_path)).faults)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "LongCatImagePipeline"}))
+    assert any("holds a LongCatImagePipeline" in fault for fault in look_at(real_run(tmp_path)).faults)
+    shutil.rmtree(folder)
+    shutil.copytree(tiny_checkpoint, folder)
+    found = look_at(real_run(tmp_path))
+    assert f"model: {folder}, which is complete" in found.needs
+    assert not any("hub" in line for line in (*found.faults, *found.surprises, *found.needs))
 
 
 def test_offline_and_no_model_is_a_fault(tmp_path, monkeypatch):

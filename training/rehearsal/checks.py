@@ -73,6 +73,7 @@ def look_at(run: RealRun) -> Findings:
     found.attempt(check_batch_size, run.config, run.data.dataset.records)
     _look_at_items(run, found)
     _look_at_steps(run, found)
+    _look_at_places(run, found)
     known = FLAVOURS.get((run.rehearsal.model.config.model_family, run.rehearsal.model.config.model_flavour))
     if known is None:
         return found
@@ -189,10 +190,6 @@ def _look_at_disk(needs: Needs, run: RealRun, found: Findings) -> None:
                 f"The disk is too full: the run needs {text}. Make room, or lower checkpoints_total_limit (now"
                 f" {run.config.options.checkpoints_total_limit}; 0 keeps all)."
             )
-    for folder in (run.places.runs_dir, run.places.lora_dir, run.data.folders.targets):
-        if not os.access(_existing(folder), os.W_OK):
-            found.faults.append(f"{_existing(folder)} cannot be written, where the run would write. Make it writable.")
-    _look_for_older_run(run, found)
 
 
 def _look_for_model(needs: Needs, run: RealRun, found: Findings) -> Path | None:
@@ -232,7 +229,10 @@ def _is_offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def _look_for_older_run(run: RealRun, found: Findings) -> None:
+def _look_at_places(run: RealRun, found: Findings) -> None:
+    for folder in (run.places.runs_dir, run.places.lora_dir, run.data.folders.targets):
+        if not os.access(_existing(folder), os.W_OK):
+            found.faults.append(f"{_existing(folder)} cannot be written, where the run would write. Make it writable.")
     name = run.config.run_name
     if (run.places.runs_dir / name).exists() or (run.places.lora_dir / f"{name}.safetensors").exists():
         found.surprises.append(

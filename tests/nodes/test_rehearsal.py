@@ -1,0 +1,150 @@
+"""LoadLongCat's option: the user's graph on the twin, in the same nodes, and nothing of it in the real run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_longcat.nodes.data import CacheVAELatents, LongCatCacheText, LongCatDataset, PairDatasets
+from comfyui_longcat.nodes.encode import EncodeEditPrompt
+from comfyui_longcat.nodes.load import LoadLongCat
+from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
+from comfyui_longcat.nodes.sample import LongCatSampleEdit
+from comfyui_longcat.nodes.train import LongCatTrainingOptions, LongCatValidation, TrainLoRA
+from comfyui_longcat.training.errors import ConfigError, DataError
+from comfyui_longcat.training.loop.events import RehearsalDone
+from comfyui_longcat.training.rehearsal.report import RehearsalError
+from PIL import Image
+
+PROMPT = {"1": {"class_type": "LoadLongCat", "inputs": {"rehearsal": True}}}
+"""What a host gives to hidden inputs PROMPT while the graph is rehearsed."""
+
+RUN = {"max_train_steps": 500, "learning_rate": 1e-4, "lora_rank": 8, "train_batch_size": 1, "seed": 3}
+
+
+def defaults(node):
+    return {name: settings["default"] for name, (_, settings) in node.INPUT_TYPES()["required"].items()}
+
+
+def write(folder: Path, names: str) -> None:
+    for side in ("after", "before"):
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            Image.effect_noise((800, 480), 90).convert("RGB").save(folder / side / f"{name}.png")
+            (folder / "after" / f"{name}.txt").write_text(f"instruction {name}")
+
+
+def load(rehearsal=True, flavour="edit", path="auto"):
+    return LoadLongCat().load("longcat_image", flavour, path, "bf16", rehearsal=rehearsal)[0]
+
+
+def sides():
+    return (
+        LongCatDataset().describe("mine/after", "after", "image", "textfile", "512")[0],
+        LongCatDataset().describe("mine/before", "before", "conditioning", "none", "512")[0],
+    )
+
+
+def cached(model, prompt=PROMPT):
+    pairs, sheet, report = PairDatasets().pair(*sides(), prompt=prompt)
+    latents, _ = CacheVAELatents().cache(model, pairs, "vae/targets", "vae/references")
+    return LongCatCacheText().cache_text(model, latents, "text")[0]
+
+
+@pytest.fixture
+def data(host):
+    write(host.home / "input" / "mine", "abc")
+    return host.home / "input" / "mine"
+
+
+def test_the_users_graph_is_tried_and_reported(host, data):
+    (data / "after" / "b.png").write_bytes((data / "after" / "b.png").read_bytes()[:5000])
+    model = load()
+    assert model.config.model_flavour == "tiny-edit" and model.rehearsal.model.config.model_flavour == "edit"
+    cache = cached(model)
+    assert {each.bucket for each in cache.real.dataset.records} == {(640, 384)}
+    assert {each.record.bucket for each in cache.records} == {(80, 48)}, "the aspect stays"
+    plan = LongCatValidation().plan(**defaults(LongCatValidation) | {"num_samples": 1})[0]
+    options = LongCatTrainingOptions().choose(**defaults(LongCatTrainingOptions))[0]
+    result = TrainLoRA().train(model, cache, "mine", **RUN, validation=plan, options=options)
+    (text,) = result["ui"]["text"]
+    assert "Your 2 pairs, captions, caches, training (8 steps), validation" in text
+    assert "b.png cannot be read as a picture" in text
+    assert "500 of batch 1, that is 250.0 epochs of 2 samples" in text
+    assert "graphics memory: about" in text
+    (done,) = [event for event in host.events if isinstance(event, RehearsalDone)]
+    assert done.report == text
+    lora, path, losses, *_ = result["result"]
+    assert len(losses["loss"]) == 8
+    assert Path(path).parent == host.runs_dir() / "rehearsal" / "loras"
+    assert not (host.home / "loras").exists() and not (host.runs_dir() / "mine").exists()
+    converted = LongCatConvertLoRA().convert("none", "native", "", lora=lora)
+    assert Path(converted["result"][1]).parent == Path(path).parent
+    assert not (host.home / "loras").exists()
+
+
+def test_rehearsing_again_begins_anew(host, data):
+    model = load()
+    cache = cached(model)
+    first, again = (TrainLoRA().train(model, cache, "mine", **RUN | {"max_train_steps": 2}) for _ in range(2))
+    assert first["result"][1] == again["result"][1]
+    assert len(list((host.runs_dir() / "rehearsal").glob("mine*"))) == 1
+    assert first["result"][2] == again["result"][2]
+
+
+def test_faults_stop_every_stage_that_is_no_rehearsal(host, data):
+    (data / "after" / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"b\.txt"):
+        PairDatasets().pair(*sides(), prompt={"1": {"class_type": "LoadLongCat", "inputs": {"rehearsal": False}}})
+    pairs, _, report = PairDatasets().pair(*sides(), prompt=PROMPT)
+    assert len(pairs.records) == 2 and "b.txt" in report
+    # ComfyUI may remember the pairs of the rehearsal when the option is switched off.
+    with pytest.raises(DataError, match=r"b\.txt"):
+        CacheVAELatents().cache(load(rehearsal=False, flavour="tiny-edit"), pairs, "vae/targets", "vae/references")
+
+
+def test_latents_of_the_twin_never_reach_another_model(host, data):
+    model, other = load(), load(rehearsal=False, flavour="tiny-edit")
+    cache = cached(model)
+    with pytest.raises(ConfigError, match="one of a rehearsal"):
+        TrainLoRA().train(other, cache, "mine", **RUN)
+    with pytest.raises(ConfigError, match="one of a rehearsal"):
+        LongCatCacheText().cache_text(other, cache, "text")
+    with pytest.raises(ConfigError, match="one of a rehearsal"):
+        TrainLoRA().train(model, cached(other, prompt=None), "mine", **RUN)
+
+
+def test_no_usable_data_still_gives_a_report(host, data):
+    for path in (data / "after").glob("*.txt"):
+        path.unlink()
+    model = load(path="no/such/folder")
+    cache = cached(model)
+    with pytest.raises(RehearsalError) as caught:
+        TrainLoRA().train(model, cache, "mine", **RUN)
+    for words in ("The twin was not trained", "3 of 3 targets have no caption file", "'no/such/folder'"):
+        assert words in str(caught.value)
+
+
+def test_sampling_in_the_same_graph_shrinks(host, data):
+    model = load()
+    reference = torch.rand(1, 480, 640, 3)
+    positive, negative = EncodeEditPrompt().encode(model, reference, "make it night", "", 1024, 1024)
+    image, _ = LongCatSampleEdit().sample(model, positive, negative, 1024, 1024, 50, 4.5, 1)
+    assert image.shape == (1, 64, 64, 3)
+
+
+def test_loras_of_the_real_model_are_left_out(host, data):
+    (host.home / "loras").mkdir()
+    (host.home / "loras" / "real.safetensors").write_bytes(b"of the real model")
+    assert LongCatLoadLoRA().load(load(), "real.safetensors", 1.0)[0].loras == ()
+    assert len(LongCatLoadLoRA().load(load(rehearsal=False), "real.safetensors", 1.0)[0].loras) == 1
+
+
+def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monkeypatch):
+    from comfyui_longcat.training import quantisation
+
+    monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
+    model = LoadLongCat().load("longcat_image", "edit", "auto", "int8-quanto", rehearsal=True)[0]
+    assert model.config.base_model_precision == "bf16"
+    assert model.rehearsal.model.config.base_model_precision == "int8-quanto"
+    (fault,) = model.rehearsal.faults
+    assert "pip install optimum-quanto" in fault
