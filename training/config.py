@@ -40,7 +40,7 @@ class ModelConfig(Checked):
         "final draws pictures from text, dev is the same before its polishing (the better base for a LoRA); edit"
         " changes a reference picture by instruction, edit-turbo does so in 8 steps without guidance (sampling only)."
         " longcat_video: final draws clips. tiny, tiny-edit and, of longcat_video, tiny-video are twins of a few"
-        " megabytes with random weights (for trying a workflow out on any machine).",
+        " megabytes that know a drawn world of shapes (for trying a workflow out on any machine).",
         choices=("final", "dev", "edit", "edit-turbo", "tiny", "tiny-edit", "tiny-video"),
     )
     pretrained_model_name_or_path: str = option(

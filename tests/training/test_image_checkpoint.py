@@ -1,14 +1,13 @@
 """The tiny twin: same on every build, whole, with the released folder's structure, and of use for training."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_longcat.training.models.family import FLAVOURS
 from comfyui_longcat.training.tiny.examples import draw_pairs
-from comfyui_longcat.training.tiny.image_checkpoint import VERSION_FILE, build_tiny_image_checkpoint, is_outdated
+from comfyui_longcat.training.tiny.image_checkpoint import build_tiny_image_checkpoint
 from comfyui_longcat.training.tiny.tokenizer import SPECIAL_TOKENS
 from safetensors.torch import load_file
 
@@ -32,15 +31,9 @@ def twin(tmp_path_factory) -> Path:
 
 
 def test_two_builds_are_equal_and_leave_the_random_state_alone(twin, tmp_path):
-    import diffusers  # noqa: F401  (imports are not part of the time)
-
     before = torch.get_rng_state()
-    start = time.perf_counter()
     with torch.inference_mode():
         build_tiny_image_checkpoint(tmp_path / "again")
-    seconds = time.perf_counter() - start
-    print(f"built in {seconds:.2f} s")
-    assert seconds < 20, "a build takes a second on a quiet machine"
     assert torch.equal(torch.get_rng_state(), before)
     for name in WEIGHTS:
         first, second = load_file(twin / name), load_file(tmp_path / "again" / name)
@@ -72,20 +65,13 @@ def test_folder_is_small_and_laid_out_like_the_released_one(twin):
 def test_a_failing_build_leaves_nothing(tmp_path, monkeypatch):
     from comfyui_longcat.training.tiny import image_checkpoint
 
-    def full_disk(folder):
+    def full_disk(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_checkpoint, "write_tokenizer", full_disk)
+    monkeypatch.setattr(image_checkpoint, "write_settings", full_disk)
     with pytest.raises(OSError, match="No space"):
         build_tiny_image_checkpoint(tmp_path / "tiny-edit")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_twin_of_another_builder_is_outdated(twin, tmp_path):
-    assert not is_outdated(twin)
-    assert not is_outdated(tmp_path)
-    (tmp_path / VERSION_FILE).write_text('{"builder": 0}')
-    assert is_outdated(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["tokenizer", "text_processor"])
@@ -122,8 +108,7 @@ def test_autoencoder_shows_what_it_was_given(twin):
     vae = AutoencoderKL.from_pretrained(twin / "vae")
     pixels = torch.cat([to_pixels(reference, (64, 64)) for _, reference, _, _ in draw_pairs(8)])
     with torch.no_grad():
-        distribution = vae.encode(pixels).latent_dist
-        raw_latents = distribution.mode()
+        raw_latents = vae.encode(pixels).latent_dist.mode()
         decoded = vae.decode(raw_latents).sample
         flat = torch.full((1, 3, 64, 96), 0.3)
         decoded_flat = vae.decode(vae.encode(flat).latent_dist.mode()).sample
@@ -131,7 +116,6 @@ def test_autoencoder_shows_what_it_was_given(twin):
     psnr = 10 * torch.log10(4 / ((decoded - pixels) ** 2).mean())
     print(f"PSNR {psnr:.1f} dB, latents {latents.mean():.2f} +- {latents.std():.2f}")
     assert raw_latents.shape == (8, 16, 8, 8)
-    assert psnr > 22
-    assert abs(latents.mean()) < 0.5 and 0.7 < latents.std() < 1.5
-    assert (decoded_flat - flat).abs().max() < 1e-3
-    assert distribution.std.max() < 1e-6
+    assert psnr > 30
+    assert abs(latents.mean()) < 0.2 and 0.8 < latents.std() < 1.2
+    assert (decoded_flat - flat).abs().mean() < 0.05

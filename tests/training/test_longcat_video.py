@@ -37,11 +37,10 @@ def golden(repository):
 
 @pytest.fixture(scope="module")
 def vae():
-    from comfyui_longcat.training.tiny.video_vae import build_video_vae
+    from comfyui_longcat.training.models.video_components import load_vae
+    from comfyui_longcat.training.tiny.shipped import TWINS
 
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.random.default_generator.manual_seed(0)
-        return build_video_vae()
+    return load_vae(TWINS / "tiny-video")
 
 
 def golden_inputs(tensors, condition=None) -> VideoInputs:

@@ -191,7 +191,7 @@ def test_first_models_folder_that_has_it_is_taken(model, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_twin_is_built_once_and_again_for_another_builder(tmp_path):
+def test_twin_is_written_once_and_again_for_other_weights(tmp_path):
     built = resolve_folder(handle(TINY, tmp_path), NoCallbacks())
     assert built == tmp_path / "tiny-edit"
     mark = (built / "model_index.json").stat().st_mtime_ns

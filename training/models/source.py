@@ -179,15 +179,11 @@ def _folder_of_flavour(handle: ModelHandle, callbacks: Callbacks) -> Path:
 
 
 def _twin(folder: Path, flavour: Flavour) -> Path:
-    from ..tiny.image_checkpoint import build_tiny_image_checkpoint, is_outdated
-    from ..tiny.video_checkpoint import build_tiny_video_checkpoint
+    from ..tiny.shipped import is_outdated, write_twin
 
     if is_outdated(folder) or not (folder / flavour.mark).is_file():
         _refuse_foreign(folder, flavour)
-        if flavour.draws_clips:
-            build_tiny_video_checkpoint(folder)
-        else:
-            build_tiny_image_checkpoint(folder, flavour.pipeline)
+        write_twin(folder)
     return folder
 
 

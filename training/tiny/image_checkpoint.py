@@ -1,13 +1,14 @@
-"""The tiny twins of LongCat-Image and LongCat-Image-Edit: the released layout and classes, random weights.
+"""A twin of LongCat-Image or LongCat-Image-Edit whose transformer is light and has learnt nothing.
 
-They are a few megabytes and let every workflow run on any machine. Nothing is downloaded, and every build gives the
-same weights. The two released models have the same parts, and so have their twins: only model_index.json differs.
+For tests that want many steps and do not look at the pictures; the trained twins are in shipped.py. Every build gives
+the same weights. The two released models have the same parts: only model_index.json differs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ..files import replacing_folder
 from ..models.family import EDIT
 from ..models.quiet import no_progress_bars
-from ..models.qwen_file import IMAGE_PROCESSOR
-from .tokenizer import byte_level_merges, token_ids, write_tokenizer
-from .vae import build_vae
+from .shipped import SHARED, TWINS
+from .tokenizer import byte_level_merges, token_ids
 
 if TYPE_CHECKING:
     from torch import nn
-
-BUILDER_VERSION = 4
-"""Raised whenever a build would give other files, so that twins of an older builder are built anew."""
-
-VERSION_FILE = "twin.json"
 
 SEED = 0
 
@@ -92,29 +87,9 @@ def build_tiny_image_checkpoint(folder: Path, pipeline: str = EDIT) -> None:
         own_random_numbers(),
         no_progress_bars(),
     ):
-        for name, part in (
-            ("transformer", build_transformer()),
-            ("vae", build_vae()),
-            ("text_encoder", build_text_encoder()),
-            ("scheduler", build_scheduler()),
-        ):
-            part.save_pretrained(temporary / name)
-        for name in ("tokenizer", "text_processor"):
-            write_tokenizer(temporary / name)
-        write_settings(temporary / "text_processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
+        shutil.copytree(TWINS / SHARED, temporary, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        build_transformer().save_pretrained(temporary / "transformer")
         write_settings(temporary / "model_index.json", {"_class_name": pipeline, **MODEL_PARTS})
-        write_settings(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
-
-
-def is_outdated(folder: Path) -> bool:
-    """Whether `folder` holds a twin of another builder version; a folder that is no twin of ours is not outdated."""
-    try:
-        recorded = json.loads((folder / VERSION_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    except ValueError:
-        return True
-    return recorded != {"builder": BUILDER_VERSION}
 
 
 def build_transformer() -> nn.Module:

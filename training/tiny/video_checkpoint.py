@@ -1,10 +1,12 @@
-"""The tiny twins of LongCat-Video: the released layout and classes, random weights, a few megabytes.
+"""A twin of LongCat-Video whose transformer is light and has learnt nothing.
 
-One has UMT5, as the released model, the other Qwen2.5-VL of the same width. Every build gives the same weights.
+With UMT5, as the released model, or with Qwen2.5-VL of the same width. For tests that want many steps and do not look
+at the clips; the trained twin is in shipped.py. Every build gives the same weights.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,13 @@ from ..files import replacing_folder
 from ..models.quiet import no_progress_bars
 from ..models.video_components import QWEN, UMT5
 from .image_checkpoint import (
-    BUILDER_VERSION,
     GAIN,
     QUERY_BIAS,
     QUERY_KEY_SIZE,
-    VERSION_FILE,
-    build_text_encoder,
     own_random_numbers,
-    write_settings,
 )
-from .tokenizer import write_tokenizer
-from .video_tokenizer import pieces, write_video_tokenizer
-from .video_vae import build_video_vae
+from .shipped import MARK, SHARED, TWINS
+from .video_tokenizer import pieces
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,11 +56,6 @@ def build_tiny_video_checkpoint(folder: Path, text_encoder: str = UMT5) -> None:
     """
     import torch
 
-    encoders = {
-        UMT5: (build_umt5, write_video_tokenizer),
-        QWEN: (build_text_encoder, write_tokenizer),
-    }
-    build_encoder, write_its_tokenizer = encoders[text_encoder]
     with (
         replacing_folder(folder) as temporary,
         torch.inference_mode(False),
@@ -71,15 +63,13 @@ def build_tiny_video_checkpoint(folder: Path, text_encoder: str = UMT5) -> None:
         own_random_numbers(),
         no_progress_bars(),
     ):
-        for name, part in (
-            ("dit", build_video_transformer()),
-            ("vae", build_video_vae()),
-            ("text_encoder", build_encoder()),
-            ("scheduler", build_scheduler()),
-        ):
-            part.save_pretrained(temporary / name)
-        write_its_tokenizer(temporary / "tokenizer")
-        write_settings(temporary / VERSION_FILE, {"builder": BUILDER_VERSION})
+        shutil.copytree(TWINS / "tiny-video", temporary, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        (temporary / MARK).unlink()
+        if text_encoder == QWEN:
+            for name in ("text_encoder", "tokenizer"):
+                shutil.rmtree(temporary / name)
+                shutil.copytree(TWINS / SHARED / name, temporary / name, copy_function=shutil.copyfile)
+        build_video_transformer().save_pretrained(temporary / "dit")
 
 
 def build_video_transformer() -> nn.Module:
