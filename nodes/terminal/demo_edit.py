@@ -52,10 +52,13 @@ class BorderEdit:
 
     def settings(self) -> Sequence[str]:
         return (
-            "TrainLoRA.learning_rate=1e-3",
-            "TrainLoRA.lora_rank=16",
+            # Far above what a released model wants: small as it is, the twin has to change much in few steps.
+            "TrainLoRA.learning_rate=6e-3",
+            "TrainLoRA.lora_rank=32",
             "TrainLoRA.train_batch_size=2",
             "LongCatTrainingOptions.lora_target=official",
+            "LongCatTrainingOptions.adam_beta2=0.99",
+            "LongCatTrainingOptions.flow_schedule_shift=3",
             "LongCatTrainingOptions.lr_scheduler=cosine",
             f"LongCatTrainingOptions.lr_warmup_steps={self.steps // 15}",
         )
