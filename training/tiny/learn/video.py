@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from ...config import ModelConfig
 from ...models.handle import ModelHandle
 from ...models.latents import add_noise, velocity_target
+from ...models.video_components import load_transformer
 from ...sampling.schedule import shift_sigmas
 from ...sampling.video_schedule import FLOW_SHIFT
 from ..captions import clip_captions
@@ -31,6 +32,7 @@ from ..video_scores import (
     open_video_twin,
     sample_clips,
     score_clips,
+    score_looks,
     unseen_clips,
 )
 from ..video_tokenizer import write_video_tokenizer
@@ -53,18 +55,32 @@ TRANSFORMER = {
 }
 
 SEED = 30
-STEPS = 16_000
 LEARNING_RATE = 1.5e-3
 BATCH = 16
 CLIPS = 3072
-"""Drawn and encoded once."""
+"""Drawn and encoded once for each part."""
 
-FAR_SHARE = 0.5
 FAR = 0.18
-"""Share of a side, how far from a frame's middle the middles of such clips' ways lie at most, along x and along y."""
+"""Share of a side, how far from a frame's middle the middles of far clips' ways lie at most, along x and along y."""
 
-START_GIVEN = 0.75
-"""Share of the steps that are image-to-video; the others are text-to-video."""
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Of the training; each goes on from what the one before has written."""
+
+    steps: int
+    start_given: float
+    """Share of the steps that are image-to-video; the others are text-to-video"""
+    far: float
+    """Share of the clips that may begin far from the middle"""
+
+
+PARTS = (
+    Part(steps=16_000, start_given=0.75, far=0.5),
+    # Without a start there is more to learn, and places in the middle are enough for that.
+    Part(steps=6_000, start_given=0.3, far=0.2),
+)
+
 EMPTY_PROMPTS = 0.1
 SHIFTS = (FLOW_SHIFT, 3.0)
 """Of the noise levels, half of the clips each: with 12 alone, only 8 % of the levels lie below a half."""
@@ -95,27 +111,42 @@ def train_video(folder: Path, log: Log) -> dict[str, Any]:
         whose way is right and their PSNR (dB), by way.
     """
 
+    write_text_encoder(folder)
+    transformer, seconds = new_transformer(SEED), 0.0
+    for number, part in enumerate(PARTS):
+        # Written also before it has learnt anything, so that the twin is whole and opens.
+        _save(transformer, folder)
+        seconds += train_part(folder, transformer, part, SEED + number, log)
+        transformer = stored_transformer(folder)
+    return {
+        "seed": SEED,
+        "steps": [part.steps for part in PARTS],
+        "cpu_seconds": round(seconds),
+        "parameters": sum(parameter.numel() for parameter in transformer.parameters()),
+        "right_and_psnr": score(folder, 32),
+        "right_and_looks_from_text": score_from_text(folder, 32),
+    }
+
+
+def train_part(folder: Path, transformer: nn.Module, part: Part, seed: int, log: Log) -> float:
+    """Trains and writes the transformer, float32 as it is given, bf16 as it is written; returns the CPU seconds."""
+
     def report(average: nn.Module, step: int) -> str:
         _save(average, folder)
         return ", ".join(f"{way} {right:.2f} {near:.1f} dB" for way, (right, near) in score(folder, 8).items())
 
-    write_text_encoder(folder)
-    transformer = new_transformer(SEED)
-    # Written now, so that the twin is whole and opens.
-    _save(transformer, folder)
-    generator = torch.Generator().manual_seed(SEED)
-    pool = encode_pool(folder, generator)
+    generator = torch.Generator().manual_seed(seed)
+    pool = encode_pool(folder, part, generator)
     log(f"{len(pool.latents)} clips and {len(pool.prompts)} prompts are encoded")
-    losses = _losses(transformer, pool, generator)
-    transformer, seconds = train(transformer, losses, STEPS, LEARNING_RATE, log, report)
-    _save(transformer, folder)
-    return {
-        "seed": SEED,
-        "steps": STEPS,
-        "cpu_seconds": round(seconds),
-        "parameters": sum(parameter.numel() for parameter in transformer.parameters()),
-        "right_and_psnr": score(folder, 32),
-    }
+    losses = _losses(transformer, pool, part, generator)
+    average, seconds = train(transformer, losses, part.steps, LEARNING_RATE, log, report)
+    _save(average, folder)
+    return seconds
+
+
+def stored_transformer(folder: Path) -> nn.Module:
+    """The twin's transformer as it is written, in float32, to be trained on."""
+    return load_transformer(folder, torch.float32).requires_grad_(True)
 
 
 def write_text_encoder(folder: Path) -> None:
@@ -134,7 +165,7 @@ def handle_of(folder: Path) -> ModelHandle:
 
 
 @torch.no_grad()
-def encode_pool(folder: Path, generator: Generator) -> Pool:
+def encode_pool(folder: Path, part: Part, generator: Generator) -> Pool:
     """Draws `CLIPS` clips of what the twin may know and encodes them as a run's caches would."""
     captions = [text for look in clip_looks(held_out=False) for way in KNOWN for text in clip_captions(look, way)]
     places = {text: place for place, text in enumerate(captions)}
@@ -142,15 +173,15 @@ def encode_pool(folder: Path, generator: Generator) -> Pool:
     with open_video_twin(handle_of(folder)) as twin:
         prompts = encode_prompts(twin.text_encoder, [*captions, ""])
         for _ in range(CLIPS // BATCH):
-            pixels, texts = draw_known_clips(BATCH, generator)
+            pixels, texts = draw_known_clips(BATCH, part.far, generator)
             latents.append(FAMILY.encode_pixels(twin.vae, pixels))
             told.extend(places[text] for text in texts)
     longest = int((prompts != 0).any(dim=-1).sum(dim=1).max())
     return Pool(latents=torch.cat(latents), prompts=prompts[:, :longest].clone(), told=torch.tensor(told))
 
 
-def draw_known_clips(count: int, generator: Generator) -> tuple[Tensor, list[str]]:
-    """Pixels [N, 3, F, S, S] and captions of what the twin may know; half of the clips begin far from the middle.
+def draw_known_clips(count: int, far_share: float, generator: Generator) -> tuple[Tensor, list[str]]:
+    """Pixels [N, 3, F, S, S] and captions of what the twin may know; some clips begin far from the middle.
 
     So the twin knows shapes in all parts of a frame, and a LoRA that sends them somewhere new need not teach that.
     """
@@ -159,7 +190,7 @@ def draw_known_clips(count: int, generator: Generator) -> tuple[Tensor, list[str
     frames = moving_scenes(chosen, ways, generator)
     middles = (frames[0].centres + frames[-1].centres) / 2
     elsewhere = 0.5 + FAR * (2 * torch.rand(count, 2, generator=generator) - 1)
-    far = torch.rand(count, 1, generator=generator) < FAR_SHARE
+    far = torch.rand(count, 1, generator=generator) < far_share
     away = torch.where(far, elsewhere - middles, 0.0)
     pixels = torch.stack([draw(replace(scenes, centres=scenes.centres + away)) for scenes in frames], dim=2)
     return pixels, [choose(clip_captions(look, way), 1, generator)[0] for look, way in zip(chosen, ways, strict=True)]
@@ -199,14 +230,14 @@ def _look_at_own_place(attention: nn.Module) -> None:
     nn.init.constant_(attention.k_norm.weight, QUERY_KEY_SIZE)
 
 
-def _losses(transformer: nn.Module, pool: Pool, generator: Generator) -> Iterator[Tensor]:
+def _losses(transformer: nn.Module, pool: Pool, part: Part, generator: Generator) -> Iterator[Tensor]:
     empty = len(pool.prompts) - 1
     while True:
         chosen = torch.randint(len(pool.latents), (BATCH,), generator=generator)
         latents = pool.latents[chosen]
         dropped = torch.rand(BATCH, generator=generator) < EMPTY_PROMPTS
         prompts = pool.prompts[pool.told[chosen].masked_fill(dropped, empty)]
-        given = torch.rand((), generator=generator) < START_GIVEN
+        given = torch.rand((), generator=generator) < part.start_given
         inputs = FAMILY.prepare_inputs(latents.shape, prompts, [latents[:, :, :1]] if given else [])
         levels = torch.rand(len(SHIFTS), BATCH // len(SHIFTS), generator=generator)
         sigmas = torch.cat([shift_sigmas(some, shift) for some, shift in zip(levels, SHIFTS, strict=True)])
@@ -230,4 +261,15 @@ def score(folder: Path, clips: int, ways: tuple[str, ...] = KNOWN) -> dict[str, 
             _, drawn = unseen_clips(way, clips, 1000 * SEED + number)
             found = score_clips(sample_clips(twin, drawn, SEED), drawn, way)
             results[way] = round(found.right, 2), round(found.psnr, 1)
+    return results
+
+
+def score_from_text(folder: Path, clips: int) -> dict[str, tuple[float, float]]:
+    """Of `clips` clips a way without a first frame: shares that go there and that have the right look."""
+    results = {}
+    with open_video_twin(handle_of(folder)) as twin:
+        for number, way in enumerate(KNOWN):
+            wanted, drawn = unseen_clips(way, clips, 1000 * SEED + number)
+            pixels = sample_clips(twin, drawn, SEED, start_given=False)
+            results[way] = round(score_clips(pixels, drawn, way).right, 2), round(score_looks(pixels, wanted), 2)
     return results
