@@ -34,7 +34,7 @@ DIRECTION = "up"
 class MovesUp:
     """Fulfils `Lesson`."""
 
-    steps: int = 300
+    steps: int = 500
     """Of training."""
     unseen: int = 12
     """Start frames that are judged; none of their looks is among the clips or known to the model."""
@@ -54,10 +54,11 @@ class MovesUp:
 
     def settings(self) -> Sequence[str]:
         return (
-            "TrainLoRA.learning_rate=1e-3",
+            "TrainLoRA.learning_rate=2e-3",
             "TrainLoRA.lora_rank=16",
             "TrainLoRA.train_batch_size=4",
             "LongCatTrainingOptions.lora_target=attention+ffn",
+            "LongCatTrainingOptions.adam_beta2=0.99",
             "LongCatTrainingOptions.lr_scheduler=cosine",
             f"LongCatTrainingOptions.lr_warmup_steps={self.steps // 15}",
         )
