@@ -325,7 +325,7 @@ def test_presets_are_the_familys(nothing, cache):
 def test_pictures_do_not_train_video_nor_clips_images(nothing, cache, trainable):
     with pytest.raises(ConfigError, match="longcat_video is trained on clips, but 12 of 12 samples are pictures"):
         cache_latents(trainable.cache.dataset, nothing, cache.folders, CPU, NoCallbacks())
-    with pytest.raises(ConfigError, match="longcat_image is trained on pictures, but 6 of 6 samples are clips"):
+    with pytest.raises(ConfigError, match="longcat_image is trained on pictures, but 12 of 12 samples are clips"):
         cache_latents(cache.dataset, trainable.handle, cache.folders, CPU, NoCallbacks())
 
 
