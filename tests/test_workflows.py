@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS, node_classes, workflow_files
+from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS, WORKFLOWS_DIR, node_classes, workflow_files
 from comfyui_longcat.nodes.graph.check import find_faults
 from comfyui_longcat.nodes.graph.core_nodes import CORE_NODES
 from comfyui_longcat.nodes.graph.samples import draw_missing_samples
@@ -12,6 +12,7 @@ from comfyui_longcat.nodes.graph.tiny import make_tiny
 from comfyui_longcat.nodes.graph.ui import Box
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import TerminalHost
+from PIL import Image
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 
@@ -258,3 +259,11 @@ def test_tiny_keeps_int8_only_where_it_can_be(host):
     graph = {"a": {"class_type": "LoadLongCat", "inputs": {"base_model_precision": "int8-quanto"}}}
     kept, dropped = (make_tiny(graph, quantised=q)["a"]["inputs"]["base_model_precision"] for q in (True, False))
     assert (kept, dropped) == ("int8-quanto", "bf16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_has_a_small_picture(name):
+    path = WORKFLOWS_DIR / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and 300 <= picture.width <= 500 and 80 <= picture.height <= 500
+    assert path.stat().st_size < 40_000

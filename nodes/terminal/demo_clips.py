@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SHOWN = 4
+SHOWN = 3
 """Clips of the contact sheet, three rows each."""
 
 SHOWN_FRAMES = range(0, TINY_FRAMES, 2)

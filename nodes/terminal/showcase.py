@@ -6,6 +6,7 @@ tiny models without a LoRA.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from .demo import one_thread
 from .demo_clips import SHOWN_FRAMES, MovesUp, frames_of
 from .demo_edit import BorderEdit
 from .demo_lesson import run_sampling, teach
-from .host import TerminalHost
+from .host import TerminalHost, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,22 +51,16 @@ def make_pictures(host: TerminalHost, images_dir: Path) -> dict[str, Grid]:
     edit, clips = BorderEdit(), MovesUp()
     grids: dict[str, Grid] = {}
     taught = teach(edit, host)
-    _shrink(taught.files[0], images_dir / "demo_edit.png")
+    say(edit.verdict(taught))
+    shutil.copyfile(taught.files[0], images_dir / "demo_edit.png")
     before, after = ([one_picture(image, edit.name) for image in images] for images in taught.samples)
     references = [pair[1] for pair in edit.pairs]
     grids["longcat_image_edit_sample"] = list(zip(references, before, after, strict=True))[:2]
     taught = teach(clips, host)
-    _shrink(taught.files[0], images_dir / "demo_video.png")
+    say(clips.verdict(taught))
+    shutil.copyfile(taught.files[0], images_dir / "demo_video.png")
     grids["longcat_video_i2v_sample"] = [_strip(frames_of(image)) for image in taught.samples[1][:3]]
     return grids | _examples() | _from_text(host)
-
-
-def _shrink(sheet: Path, path: Path) -> None:
-    """A copy of a picture in 256 colours, a third as large: everybody who clones the repository gets it."""
-    from ...training.data.media import read_image
-
-    with replacing(path) as temporary:
-        read_image(sheet).quantize(256).save(temporary, format="PNG", optimize=True)
 
 
 def thumbnail(grid: Grid) -> Image:
