@@ -41,14 +41,13 @@ Grid = Sequence[Sequence["Image"]]
 def main() -> None:
     host = TerminalHost(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output"), device="cpu")
     with one_thread():
-        for name, grid in make_pictures(host, IMAGES_DIR).items():
+        for name, grid in make_pictures(host, IMAGES_DIR, BorderEdit(), MovesUp()).items():
             with replacing(WORKFLOWS_DIR / f"{name}.jpg") as temporary:
                 thumbnail(grid).save(temporary, format="JPEG", quality=85, optimize=True)
 
 
-def make_pictures(host: TerminalHost, images_dir: Path) -> dict[str, Grid]:
+def make_pictures(host: TerminalHost, images_dir: Path, edit: BorderEdit, clips: MovesUp) -> dict[str, Grid]:
     """Writes the contact sheets of the lessons into `images_dir`; returns what each workflow's thumbnail shows."""
-    edit, clips = BorderEdit(), MovesUp()
     grids: dict[str, Grid] = {}
     taught = teach(edit, host)
     say(edit.verdict(taught))
