@@ -1,4 +1,7 @@
-/** Shows the loss on TrainLoRA while it trains. The server sends longcat.step and longcat.run (nodes/bridge.py). */
+/**
+ * Shows the loss on TrainLoRA while it trains, and a rehearsal's report when it is done. The server sends longcat.step
+ * and longcat.run (nodes/bridge.py); the report is among the node's outputs (nodes/train.py).
+ */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -6,6 +9,7 @@ import { createLossChart } from "./loss_chart.js";
 import { LossSeries } from "./loss_series.js";
 
 const CHART_HEIGHT = 180;
+const REPORT_HEIGHT = 260;
 const NODE_WIDTH = 360;
 
 /** Newest runs of this page, by node and run: a node is made anew whenever its workflow's tab is opened. */
@@ -39,8 +43,8 @@ function findNode(executionId) {
 function belongsTo(node, run) {
   if (node.inputs?.some((input) => input.name === "run_name" && input.link != null)) return true;
   const name = node.widgets?.find((widget) => widget.name === "run_name")?.value;
-  // A run whose name was taken has a number after it.
-  return run === name || (String(run).startsWith(`${name}-`) && /^-\d+$/.test(run.slice(name.length)));
+  // A run whose name was taken has a number after it, a rehearsed one says so.
+  return run === name || (String(run).startsWith(`${name}-`) && /^(-tiny)?(-\d+)?$/.test(run.slice(name.length)));
 }
 
 function show(node, series) {
@@ -83,6 +87,33 @@ function addChart(node) {
   node.setSize([Math.max(width, NODE_WIDTH, node.size[0]), Math.max(height, node.size[1])]);
 }
 
+/** The report has many lines, so it gets a field of its own that scrolls; a newer one takes its place. */
+function showReport(node, report) {
+  let widget = node.widgets?.find((known) => known.name === "rehearsal_report");
+  if (!widget) {
+    const field = document.createElement("textarea");
+    field.readOnly = true;
+    field.className = "comfy-multiline-input";
+    widget = node.addDOMWidget("rehearsal_report", "longcat_rehearsal_report", field, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => REPORT_HEIGHT,
+    });
+    widget.serialize = false;
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
+  }
+  widget.element.value = report;
+}
+
+function expectReport(node) {
+  const onExecuted = node.onExecuted;
+  node.onExecuted = function (output, ...args) {
+    if (output?.rehearsal) showReport(node, output.rehearsal.join("\n"));
+    return onExecuted?.call(this, output, ...args);
+  };
+}
+
 /** Brings back the newest known run of a node whose workflow was opened again. */
 function restore(node) {
   for (const [key, series] of [...runs].reverse()) {
@@ -101,7 +132,9 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === "TrainLoRA") addChart(node);
+    if (node.comfyClass !== "TrainLoRA") return;
+    addChart(node);
+    expectReport(node);
   },
 
   loadedGraphNode(node) {

@@ -247,7 +247,8 @@ def _outputs(result: TrainResult, report: RehearsalReport | None) -> dict[str, A
     pictures = [read_image(path) for path in result.samples]
     return {
         "ui": {
-            "text": [report.text() if report else f"{result.step} steps: {result.lora}"],
+            "text": [f"{result.step} steps: {result.lora}"],
+            **({"rehearsal": [report.text()]} if report else {}),
             "images": shown_in_ui(result.samples, current_host().runs_dir().parent),
         },
         "result": (

@@ -35,7 +35,7 @@ def test_rehearsal_then_the_real_run(server, graph):
     named(graph, "LoadLongCat")[1]["rehearsal"] = True
     train, inputs = named(graph, "TrainLoRA")
     outputs = server.run(graph)
-    (report,) = outputs[train]["text"]
+    (report,) = outputs[train]["rehearsal"]
     for words in ("Your 2 pairs, captions, caches, training (8 steps)", "b.png cannot be read", "1000 of batch 1"):
         assert words in report
     assert len(outputs[train]["images"]) == 2

@@ -136,3 +136,38 @@ test("a removed node is let go, and its own onRemoved still runs", () => {
   other.onRemoved();
   assert.equal(called, true);
 });
+
+test("a rehearsal's report gets a field of its own, which a newer one takes over", () => {
+  const node = addNode(60, "nightly");
+  const widgets = node.widgets.length;
+  node.onExecuted({ text: ["8 steps: nightly"], rehearsal: ["Rehearsal of nightly\nWhat would fail: nothing was found."] });
+  const report = node.widgets.at(-1);
+  assert.equal(report.name, "rehearsal_report");
+  assert.match(report.element.value, /nothing was found/);
+  assert.equal(report.element.readOnly, true);
+  assert.equal(report.serialize, false);
+  node.onExecuted({ rehearsal: ["Rehearsal of nightly\nWhat would fail:"] });
+  assert.equal(node.widgets.length, widgets + 1);
+  assert.match(report.element.value, /What would fail:$/);
+});
+
+test("a run that is no rehearsal brings no report, and other listeners still hear of it", () => {
+  const heard = [];
+  const node = addNode(61, "plain");
+  const own = node.onExecuted;
+  node.onExecuted = function (output) {
+    heard.push(output);
+    return own.call(this, output);
+  };
+  const widgets = node.widgets.length;
+  node.onExecuted({ text: ["9 steps: plain"] });
+  assert.equal(node.widgets.length, widgets);
+  assert.equal(heard.length, 1);
+});
+
+test("the chart follows a rehearsal, whose run is named after the real one", () => {
+  const node = addNode(62, "nightly");
+  step("62", "nightly-tiny", 1);
+  nextFrame();
+  assert.equal(hasCurve({ widgets: node.widgets }), true);
+});

@@ -66,7 +66,7 @@ def test_the_users_graph_is_tried_and_reported(host, data):
     plan = LongCatValidation().plan(**defaults(LongCatValidation) | {"num_samples": 1})[0]
     options = LongCatTrainingOptions().choose(**defaults(LongCatTrainingOptions))[0]
     result = TrainLoRA().train(model, cache, "mine", **RUN, validation=plan, options=options)
-    (text,) = result["ui"]["text"]
+    (text,) = result["ui"]["rehearsal"]
     assert "Your 2 pairs, captions, caches, training (8 steps), validation" in text
     assert "b.png cannot be read as a picture" in text
     assert "500 of batch 1, that is 250.0 epochs of 2 samples" in text
