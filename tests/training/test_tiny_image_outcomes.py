@@ -108,3 +108,13 @@ def test_the_twins_stay_small():
 
     assert all(size <= 6 * MEGABYTE for size in sizes.values()), sizes
     assert shipped <= 16 * MEGABYTE
+
+
+def test_the_model_card_has_the_numbers_of_the_record():
+    card = (TWINS / "README.md").read_text(encoding="utf-8").replace(",", "")
+    record = json.loads((TWINS / "record.json").read_text(encoding="utf-8"))
+    for stage, values in record.items():
+        for name in ("seed", "steps", "cpu_seconds", *(name for name in values if name.startswith("psnr_"))):
+            numbers = values.get(name, [])
+            for number in numbers if isinstance(numbers, list) else [numbers]:
+                assert str(number) in card, (stage, name)

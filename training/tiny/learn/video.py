@@ -79,6 +79,7 @@ PARTS = (
     Part(steps=16_000, start_given=0.75, far=0.5),
     # Without a start there is more to learn, and places in the middle are enough for that.
     Part(steps=6_000, start_given=0.3, far=0.2),
+    Part(steps=8_000, start_given=0.15, far=0.0),
 )
 
 EMPTY_PROMPTS = 0.1
