@@ -20,21 +20,32 @@ TINY_SIDE = 64
 TINY_FRAMES = 9
 """Of a clip: 3 latent frames."""
 
-LONGEST_PROMPT = 60
-"""Characters; the twins' tokenizer knows few merges, so a long prompt would not fit its slots."""
+LONGEST_PROMPT = 120
+"""Characters; letter by letter, as the twins' tokenizer reads unknown words, a long prompt would not fit its slots."""
 
-AT_MOST: dict[tuple[str, str], int] = {
+SAMPLING_STEPS = 20
+"""What the twins' pictures need to be clean."""
+
+GUIDANCE = 2.0
+"""The strongest that the twins' pictures bear."""
+
+AT_MOST: dict[tuple[str, str], float] = {
     ("LongCatDataset", "aspect_bucket_alignment"): TINY_SIDE,
     ("LongCatValidation", "validation_steps"): 4,
     ("LongCatValidation", "validation_num_inference_steps"): 4,
+    ("LongCatValidation", "validation_guidance"): GUIDANCE,
     ("LongCatTrainingOptions", "gradient_accumulation_steps"): 2,
     ("LongCatTrainingOptions", "lr_warmup_steps"): 2,
     ("LongCatTrainingOptions", "checkpoint_step_interval"): 4,
     ("TrainLoRA", "max_train_steps"): 8,
-    ("LongCatSampleEdit", "num_inference_steps"): 4,
-    ("LongCatSampleT2I", "num_inference_steps"): 4,
-    ("LongCatSampleT2V", "num_inference_steps"): 4,
-    ("SampleI2V", "num_inference_steps"): 4,
+    ("LongCatSampleEdit", "num_inference_steps"): SAMPLING_STEPS,
+    ("LongCatSampleEdit", "guidance_scale"): GUIDANCE,
+    ("LongCatSampleT2I", "num_inference_steps"): SAMPLING_STEPS,
+    ("LongCatSampleT2I", "guidance_scale"): GUIDANCE,
+    ("LongCatSampleT2V", "num_inference_steps"): SAMPLING_STEPS,
+    ("LongCatSampleT2V", "guidance_scale"): GUIDANCE,
+    ("SampleI2V", "num_inference_steps"): SAMPLING_STEPS,
+    ("SampleI2V", "guidance_scale"): GUIDANCE,
     ("LongCatDataset", "num_frames"): TINY_FRAMES,
     ("LongCatDataset", "min_frames"): TINY_FRAMES,
     ("LongCatDataset", "frame_interval"): TINY_FRAMES - 1,
