@@ -6,7 +6,7 @@ import difflib
 import graphlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...training.errors import ConfigError
@@ -131,6 +131,17 @@ def running_order(graph: Mapping[str, Any]) -> list[str]:
 
 def sources_of(node: Mapping[str, Any], graph: Mapping[str, Any]) -> list[str]:
     return [value[0] for value in node["inputs"].values() if is_link(value) and value[0] in graph]
+
+
+def with_sources(node_ids: Sequence[str], graph: Mapping[str, Any]) -> set[str]:
+    """The nodes and all that they depend on."""
+    waiting, needed = list(node_ids), set()
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in needed:
+            needed.add(node_id)
+            waiting += sources_of(graph[node_id], graph)
+    return needed
 
 
 def convert(spec: InputSpec, value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from ...training.errors import ConfigError, LongCatError, StoppedByUserError
 from ..host import Host, use_host
 from .catalogue import node_classes
-from .check import check_shape, convert, find_faults, label, running_order, sources_of
+from .check import check_shape, convert, find_faults, label, running_order, sources_of, with_sources
 from .signature import is_link, signature_of
 
 
@@ -104,13 +104,8 @@ def run_graph(
 
 def _needed(graph: Mapping[str, Any], classes: Mapping[str, type]) -> list[str]:
     """Output nodes and all that they depend on, sources first; core leaves out the rest too."""
-    waiting = [i for i, node in graph.items() if getattr(classes[node["class_type"]], "OUTPUT_NODE", False)]
-    needed: set[str] = set()
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in needed:
-            needed.add(node_id)
-            waiting += sources_of(graph[node_id], graph)
+    outputs = [i for i, node in graph.items() if getattr(classes[node["class_type"]], "OUTPUT_NODE", False)]
+    needed = with_sources(outputs, graph)
     return [node_id for node_id in running_order(graph) if node_id in needed]
 
 

@@ -12,7 +12,7 @@ from ...training.errors import ConfigError, LongCatError
 from ...training.models.handle import ModelHandle
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ..graph.catalogue import node_classes
-from ..graph.check import check_shape, find_faults, label, mended, sources_of
+from ..graph.check import check_shape, find_faults, label, mended, with_sources
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
 from ..graph.to_config import api_of_ui
@@ -71,18 +71,13 @@ def _is_node(value: Any) -> bool:
 
 def _needed_to_train(graph: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The trainers and all that they depend on: what comes after them would draw and write for the user."""
-    waiting = [node_id for node_id, node in graph.items() if node["class_type"] == TRAINER]
-    if not waiting:
+    trainers = [node_id for node_id, node in graph.items() if node["class_type"] == TRAINER]
+    if not trainers:
         raise ConfigError(
             f"{path} has no {TRAINER}, so there is no training to rehearse. To try any other workflow out: longcat run"
             " --tiny."
         )
-    needed: set[str] = set()
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in needed:
-            needed.add(node_id)
-            waiting += sources_of(graph[node_id], graph)
+    needed = with_sources(trainers, graph)
     return {node_id: node for node_id, node in graph.items() if node_id in needed}
 
 

@@ -12,6 +12,7 @@ from comfyui_longcat.training.models.handle import ModelHandle
 from comfyui_longcat.training.tiny import scores
 from comfyui_longcat.training.tiny.classifier import psnr
 from comfyui_longcat.training.tiny.edits import KNOWN
+from comfyui_longcat.training.tiny.loading import open_twin
 from comfyui_longcat.training.tiny.shipped import MARK, PARTS, TWINS, is_outdated, write_twin
 
 SEED = 2026
@@ -21,24 +22,24 @@ MEGABYTE = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def open_twin(tmp_path_factory):
+def opened(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
 
-    def opened(name: str):
+    def open_flavour(name: str):
         folder = models / name
         write_twin(folder)
         config = ModelConfig(model_flavour=name, base_model_precision="fp32")
-        return scores.open_image_twin(ModelHandle(config=config, models_dirs=(models,), folder=folder))
+        return open_twin(ModelHandle(config=config, models_dirs=(models,), folder=folder))
 
-    return opened
+    return open_flavour
 
 
 @pytest.fixture(scope="module")
-def drawn(open_twin):
+def drawn(opened):
     """24 captions of looks never trained on, in both languages, and what the twin draws: guidance 2, 20 steps."""
     wanted = scores.unseen_captions(24, SEED)
     assert {caption.isascii() for _, caption in wanted} == {True, False}
-    with open_twin("tiny") as twin:
+    with opened("tiny") as twin:
         samples = scores.draw_captions(twin, [caption for _, caption in wanted], guidance=2.0, seed=SEED)
     return [look for look, _ in wanted], samples
 
@@ -62,9 +63,9 @@ def test_pictures_do_not_show_what_other_captions_say(drawn):
 
 
 @pytest.fixture(scope="module")
-def edited(open_twin):
+def edited(opened):
     """For each kind of edit: 6 references never trained on with their targets, and what the twin makes of them."""
-    with open_twin("tiny-edit") as twin:
+    with opened("tiny-edit") as twin:
         results = {}
         for kind in KNOWN:
             _, edits = scores.unseen_edits(kind, 6, SEED)

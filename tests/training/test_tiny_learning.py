@@ -11,7 +11,8 @@ from comfyui_longcat.training.models.handle import ModelHandle
 from comfyui_longcat.training.models.longcat_image import LongCatImageFamily
 from comfyui_longcat.training.models.longcat_image_prompt import encode_prompt
 from comfyui_longcat.training.tiny.learn import image, image_pool, image_vae, pads, text, training
-from comfyui_longcat.training.tiny.scores import draw_captions, draw_instructions, open_image_twin, unseen_edits
+from comfyui_longcat.training.tiny.loading import open_twin
+from comfyui_longcat.training.tiny.scores import draw_captions, draw_instructions, unseen_edits
 from comfyui_longcat.training.tiny.shipped import write_twin
 
 TOTAL, KEPT = 512, 12
@@ -128,4 +129,4 @@ def _opened(twins, name):
     folder = twins / "written" / name
     write_twin(folder, twins)
     config = ModelConfig(model_flavour=name, base_model_precision="fp32")
-    return open_image_twin(ModelHandle(config=config, models_dirs=(folder.parent,), folder=folder))
+    return open_twin(ModelHandle(config=config, models_dirs=(folder.parent,), folder=folder))

@@ -15,9 +15,9 @@ from comfyui_longcat.training.tiny import video_scores
 from comfyui_longcat.training.tiny.captions import chinese_words, clip_captions
 from comfyui_longcat.training.tiny.classifier import psnr, read_pictures
 from comfyui_longcat.training.tiny.clips import DIRECTIONS, KNOWN, draw_clips
+from comfyui_longcat.training.tiny.loading import open_twin
 from comfyui_longcat.training.tiny.video_scores import (
     FAMILY,
-    open_video_twin,
     sample_clips,
     sample_latents,
     score_clips,
@@ -33,7 +33,7 @@ CLIPS = 10
 @pytest.fixture(scope="module")
 def twin():
     config = ModelConfig(model_family="longcat_video", model_flavour="tiny-video", base_model_precision="fp32")
-    with open_video_twin(ModelHandle(config=config, models_dirs=(), folder=TWIN)) as parts:
+    with open_twin(ModelHandle(config=config, models_dirs=(), folder=TWIN)) as parts:
         yield parts
 
 

@@ -1,26 +1,23 @@
-"""How well a twin does what it has learnt, through the product's own loading, encoding and sampling.
+"""How well an image twin does what it has learnt, through the product's own loading, encoding and sampling.
 
 Legend: N samples, S side in px.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..loop.events import NoCallbacks
-from ..models.components import TextEncoder, open_text_encoder, open_transformer, open_vae
 from ..models.handle import ModelHandle
 from ..models.longcat_image import LongCatImageFamily
 from ..sampling.image import Guidance, sample_image
 from .captions import picture_captions
 from .classifier import Reading, psnr, read_pictures
 from .edits import KNOWN, EditedPictures, allows, draw_edits
+from .loading import Twin, open_twin
 from .world import SIDE, Look, choose, looks, place_scenes
 
 BATCH = 20
@@ -30,36 +27,11 @@ SEED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTwin:
-    """The parts of an image twin, all in memory: they are small."""
-
-    vae: Any
-    text_encoder: TextEncoder
-    transformer: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class PictureScores:
     """Shares of the pictures in which what the caption says is right, 0..1."""
 
     colour_and_shape: float
     background_and_position: float
-
-
-@contextlib.contextmanager
-def open_image_twin(handle: ModelHandle) -> Iterator[ImageTwin]:
-    """All parts of the handle's model on the CPU.
-
-    Raises:
-        ModelError: the folder is incomplete or damaged.
-    """
-    device, callbacks = torch.device("cpu"), NoCallbacks()
-    with (
-        open_vae(handle, device, callbacks) as vae,
-        open_text_encoder(handle, device, callbacks) as text_encoder,
-        open_transformer(handle, device, callbacks) as transformer,
-    ):
-        yield ImageTwin(vae=vae, text_encoder=text_encoder, transformer=transformer)
 
 
 def unseen_captions(count: int, seed: int) -> list[tuple[Look, str]]:
@@ -79,14 +51,14 @@ def unseen_edits(kind: str, count: int, seed: int) -> tuple[list[Look], EditedPi
 def score_t2i(handle: ModelHandle, count: int = 100, seed: int = SEED, guidance: float = 2.0) -> PictureScores:
     """How many pictures show what captions never trained on say, 20 steps each."""
     wanted = unseen_captions(count, seed)
-    with open_image_twin(handle) as twin:
+    with open_twin(handle) as twin:
         samples = draw_captions(twin, [caption for _, caption in wanted], guidance, seed)
     return score_pictures(samples, [look for look, _ in wanted])
 
 
 def score_edits(handle: ModelHandle, count: int = 20, seed: int = SEED, guidance: float = 1.0) -> dict[str, float]:
     """Mean PSNR (dB) to the drawn target for each kind of edit the twin knows, of looks never trained on."""
-    with open_image_twin(handle) as twin:
+    with open_twin(handle) as twin:
         return {
             kind: edit_psnr(twin, unseen_edits(kind, count, seed)[1], guidance, seed).mean().item() for kind in KNOWN
         }
@@ -108,14 +80,14 @@ def score_pictures(samples: Tensor, wanted: Sequence[Look]) -> PictureScores:
 
 
 def draw_captions(
-    twin: ImageTwin, captions: Sequence[str], guidance: float, seed: int, num_inference_steps: int = 20
+    twin: Twin, captions: Sequence[str], guidance: float, seed: int, num_inference_steps: int = 20
 ) -> Tensor:
     """Pixels [N, 3, S, S] that the twin draws for N captions."""
     return _sample(twin, list(captions), None, guidance, seed, num_inference_steps)
 
 
 def draw_instructions(
-    twin: ImageTwin,
+    twin: Twin,
     instructions: Sequence[str],
     references: Tensor,
     guidance: float,
@@ -126,14 +98,14 @@ def draw_instructions(
     return _sample(twin, list(instructions), references, guidance, seed, num_inference_steps)
 
 
-def edit_psnr(twin: ImageTwin, edits: EditedPictures, guidance: float, seed: int) -> Tensor:
+def edit_psnr(twin: Twin, edits: EditedPictures, guidance: float, seed: int) -> Tensor:
     """[N] dB, between what the twin makes and the drawn target."""
     return psnr(draw_instructions(twin, edits.instructions, edits.references, guidance, seed), edits.targets)
 
 
 @torch.no_grad()
 def _sample(
-    twin: ImageTwin, prompts: list[str], references: Tensor | None, guidance: float, seed: int, steps: int
+    twin: Twin, prompts: list[str], references: Tensor | None, guidance: float, seed: int, steps: int
 ) -> Tensor:
     family, generator = LongCatImageFamily(), torch.Generator().manual_seed(seed)
     samples = []

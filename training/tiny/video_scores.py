@@ -5,23 +5,20 @@ Legend: N clips, F frames, S side in px, L text slots, D embedding.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..loop.events import NoCallbacks
-from ..models.components import TextEncoder, open_text_encoder, open_transformer, open_vae
-from ..models.handle import ModelHandle
+from ..models.components import TextEncoder
 from ..models.longcat_video import LongCatVideoFamily
 from ..sampling.image import initial_noise
 from ..sampling.video import ZeroStarGuidance, sample_video
 from ..sampling.video_schedule import video_sigmas
 from .classifier import Reading, psnr, read_directions, read_pictures
 from .clips import Clips, draw_clips
+from .loading import Twin
 from .world import Look, choose, looks
 
 SAMPLING_STEPS = 20
@@ -32,15 +29,6 @@ FAMILY = LongCatVideoFamily()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoTwin:
-    """The parts of the video twin, all in memory: they are small."""
-
-    vae: Any
-    text_encoder: TextEncoder
-    transformer: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClipScores:
     """Of clips of one direction."""
 
@@ -48,23 +36,6 @@ class ClipScores:
     """Share whose shape goes there, 0..1."""
     psnr: float
     """dB, mean over the clips, of all frames but the first, to the drawn ones."""
-
-
-@contextlib.contextmanager
-def open_video_twin(handle: ModelHandle) -> Iterator[VideoTwin]:
-    """All parts of the handle's model on the CPU, with its LoRAs.
-
-    Raises:
-        ModelError: the folder is incomplete or damaged.
-        LoraFileError: one of the LoRAs cannot be read or does not fit.
-    """
-    device, callbacks = torch.device("cpu"), NoCallbacks()
-    with (
-        open_vae(handle, device, callbacks) as vae,
-        open_text_encoder(handle, device, callbacks) as text_encoder,
-        open_transformer(handle, device, callbacks) as transformer,
-    ):
-        yield VideoTwin(vae=vae, text_encoder=text_encoder, transformer=transformer)
 
 
 def clip_looks(held_out: bool) -> list[Look]:
@@ -85,7 +56,7 @@ def encode_prompts(text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def sample_latents(twin: VideoTwin, clips: Clips, seed: int, start_given: bool = True) -> Tensor:
+def sample_latents(twin: Twin, clips: Clips, seed: int, start_given: bool = True) -> Tensor:
     """Latents [N, C, T, h, w] sampled for the captions of `clips`, and for their first frames if `start_given`."""
     count, _, frames, height, width = clips.pixels.shape
     shape = (count, *FAMILY.latents_shape(twin.vae.config, (width, height), frames)[1:])
@@ -99,7 +70,7 @@ def sample_latents(twin: VideoTwin, clips: Clips, seed: int, start_given: bool =
     return sample_video(FAMILY, twin.transformer, noise, inputs, video_sigmas(SAMPLING_STEPS), guidance)
 
 
-def sample_clips(twin: VideoTwin, clips: Clips, seed: int, start_given: bool = True) -> Tensor:
+def sample_clips(twin: Twin, clips: Clips, seed: int, start_given: bool = True) -> Tensor:
     """Pixels [N, 3, F, S, S] of `sample_latents`."""
     return FAMILY.decode(twin.vae, sample_latents(twin, clips, seed, start_given))
 

@@ -24,12 +24,12 @@ from ...sampling.schedule import shift_sigmas
 from ...sampling.video_schedule import FLOW_SHIFT
 from ..captions import clip_captions
 from ..clips import KNOWN, moving_scenes
+from ..loading import open_twin
 from ..video_checkpoint import TEXT_WIDTH, build_scheduler, build_umt5
 from ..video_scores import (
     FAMILY,
     clip_looks,
     encode_prompts,
-    open_video_twin,
     sample_clips,
     score_clips,
     score_looks,
@@ -171,7 +171,7 @@ def encode_pool(folder: Path, part: Part, generator: Generator) -> Pool:
     captions = [text for look in clip_looks(held_out=False) for way in KNOWN for text in clip_captions(look, way)]
     places = {text: place for place, text in enumerate(captions)}
     latents, told = [], []
-    with open_video_twin(handle_of(folder)) as twin:
+    with open_twin(handle_of(folder)) as twin:
         prompts = encode_prompts(twin.text_encoder, [*captions, ""])
         for _ in range(CLIPS // BATCH):
             pixels, texts = draw_known_clips(BATCH, part.far, generator)
@@ -257,7 +257,7 @@ def _save(transformer: nn.Module, folder: Path) -> None:
 def score(folder: Path, clips: int, ways: tuple[str, ...] = KNOWN) -> dict[str, tuple[float, float]]:
     """Of `clips` clips a way, given their first frame: share that goes there, and PSNR in dB; see `ClipScores`."""
     results = {}
-    with open_video_twin(handle_of(folder)) as twin:
+    with open_twin(handle_of(folder)) as twin:
         for number, way in enumerate(ways):
             _, drawn = unseen_clips(way, clips, 1000 * SEED + number)
             found = score_clips(sample_clips(twin, drawn, SEED), drawn, way)
@@ -268,7 +268,7 @@ def score(folder: Path, clips: int, ways: tuple[str, ...] = KNOWN) -> dict[str, 
 def score_from_text(folder: Path, clips: int) -> dict[str, tuple[float, float]]:
     """Of `clips` clips a way without a first frame: shares that go there and that have the right look."""
     results = {}
-    with open_video_twin(handle_of(folder)) as twin:
+    with open_twin(handle_of(folder)) as twin:
         for number, way in enumerate(KNOWN):
             wanted, drawn = unseen_clips(way, clips, 1000 * SEED + number)
             pixels = sample_clips(twin, drawn, SEED, start_given=False)
