@@ -84,7 +84,7 @@ def _read(pixels: Tensor, margin: int) -> Reading:
     x, y = columns.float().mean().item() + 0.5 + margin, rows.float().mean().item() + 0.5 + margin
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[margin : size - margin, margin : size - margin] = far
-    shape, (x, y) = _best_shape(mask, (x, y))
+    shape = _best_shape(mask, (x, y))
     return Reading(
         shape=shape,
         colour=_nearest(colour, COLOURS),
@@ -105,21 +105,20 @@ def _nearest(colour: Tensor, names: dict[str, tuple[int, int, int]]) -> str | No
     return list(names)[int(far.argmin())] if far.min() < COLOUR_TOLERANCE else None
 
 
-def _best_shape(mask: Tensor, centroid: tuple[float, float]) -> tuple[str | None, tuple[float, float]]:
-    """The shape that overlaps most, if enough, and its centre; without one, the centroid."""
+def _best_shape(mask: Tensor, centre: tuple[float, float]) -> str | None:
+    """The shape of the mask's area and centre that overlaps it most, if enough."""
     size, area = mask.shape[-1], mask.sum().item()
     sizes = {
         "circle": (area / torch.pi) ** 0.5,
         "square": area**0.5 / (2 * SQUARE_SIZE),
         "triangle": (area / (3 * 3**0.5 / 4)) ** 0.5 / TRIANGLE_SIZE,
     }
-    x, y = centroid
     drawn = distances(
         Scenes(
             shapes=torch.arange(len(SHAPES)),
             colours=torch.zeros(len(SHAPES), 3),
             backgrounds=torch.zeros(len(SHAPES), 3),
-            centres=torch.tensor([[x, y]] * len(SHAPES)) / size,
+            centres=torch.tensor([centre] * len(SHAPES)) / size,
             radii=torch.tensor([sizes[shape] for shape in SHAPES]) / size,
         ),
         size,
@@ -127,7 +126,7 @@ def _best_shape(mask: Tensor, centroid: tuple[float, float]) -> tuple[str | None
     ideal = drawn < 0
     overlap = (ideal & mask).sum(dim=(1, 2)) / (ideal | mask).sum(dim=(1, 2))
     best = int(overlap.argmax())
-    return (SHAPES[best] if overlap[best] > LEAST_OVERLAP else None), centroid
+    return SHAPES[best] if overlap[best] > LEAST_OVERLAP else None
 
 
 def _position(x: float, y: float, size: int) -> str:
