@@ -53,7 +53,7 @@ def choose_model(
     """The checked handle of `config`; weights are not read.
 
     `auto` takes the flavour's diffusers folder in `models_dirs`, else its single file in `dirs`, else leaves the
-    download (or the building of a twin) to the stage that needs it. The flavour's hub id passes over single files.
+    download (or the writing of a twin) to the stage that needs it. The flavour's hub id passes over single files.
 
     Args:
         roots: where a path that the user wrote may lie.

@@ -105,7 +105,7 @@ class Flavour:
 
     family: str
     repo_id: str | None
-    """Hub id; None for twins that are built here."""
+    """Hub id; None for the tiny twins, which come with the pack."""
     folder_name: str
     """Name of its folder below models/longcat."""
     pipeline: str

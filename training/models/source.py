@@ -28,7 +28,7 @@ PREPROCESSING = {
 
 
 def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
-    """The checked diffusers folder of `handle`: its own, else one in `models_dirs`, else built (tiny) or downloaded.
+    """The checked diffusers folder of `handle`: its own, else one in `models_dirs`, else written (tiny) or downloaded.
 
     Raises:
         ModelError: the folder is incomplete or of another model, or the download failed.
@@ -40,7 +40,7 @@ def resolve_folder(handle: ModelHandle, callbacks: Callbacks) -> Path:
 
 
 def present_folder(handle: ModelHandle) -> Path | None:
-    """The folder that `resolve_folder` would take, checked; None: it would have to be downloaded or built.
+    """The folder that `resolve_folder` would take, checked; None: it would have to be downloaded or written.
 
     Raises:
         ModelError: it is incomplete or of another model, or something else is in the download's place.

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from .captions import clip_captions
-from .world import SIDE, Look, Scenes, choose, draw, place_scenes
+from .world import SIDE, Look, Scenes, choose, draw, looks, place_scenes
 
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "still": (0, 0), "up": (0, -1)}
 """Way of the shape along x and y, y downwards."""
@@ -43,6 +43,11 @@ class Clips:
     captions: list[str]
     paths: Tensor
     """[N, F, 2], x and y of the shape's centre, px"""
+
+
+def clip_looks(held_out: bool) -> list[Look]:
+    """Looks of clips, which all start near the middle: 63 that the twin is trained on, or the 9 others."""
+    return [look for look in looks(held_out) if look.position == "middle"]
 
 
 def draw_clips(

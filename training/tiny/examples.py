@@ -18,7 +18,7 @@ from ..data.video_writer import write_video
 from ..errors import ConfigError
 from ..files import replacing_folder
 from .captions import clip_captions, picture_captions
-from .clips import DIRECTIONS, FRAMES, FRAMES_PER_SECOND, moving_scenes
+from .clips import DIRECTIONS, FRAMES, FRAMES_PER_SECOND, clip_looks, moving_scenes
 from .edits import EDITS, allows, instruction
 from .world import SIDE, Look, choose, draw, looks, pictures, place_scenes
 
@@ -170,9 +170,7 @@ def draw_moves(
     if unknown or not directions:
         raise ConfigError(f"directions are {directions!r}; there are {', '.join(DIRECTIONS)}.")
     generator = torch.Generator().manual_seed(seed)
-    # Clips begin in the middle whatever their look says.
-    middle = [look for look in looks(held_out=unseen) if look.position == "middle"]
-    for number, look in enumerate(_varied(middle, count, generator)):
+    for number, look in enumerate(_varied(clip_looks(held_out=unseen), count, generator)):
         direction = directions[number % len(directions)]
         captions = clip_captions(look, direction)
         shown = [pictures(draw(scenes, size))[0] for scenes in moving_scenes([look], [direction], generator, frames)]

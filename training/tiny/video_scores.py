@@ -17,9 +17,9 @@ from ..sampling.image import initial_noise
 from ..sampling.video import ZeroStarGuidance, sample_video
 from ..sampling.video_schedule import video_sigmas
 from .classifier import Reading, psnr, read_directions, read_pictures
-from .clips import Clips, draw_clips
+from .clips import Clips, clip_looks, draw_clips
 from .loading import Twin
-from .world import Look, choose, looks
+from .world import Look, choose
 
 SAMPLING_STEPS = 20
 GUIDANCE = 2.0
@@ -36,11 +36,6 @@ class ClipScores:
     """Share whose shape goes there, 0..1."""
     psnr: float
     """dB, mean over the clips, of all frames but the first, to the drawn ones."""
-
-
-def clip_looks(held_out: bool) -> list[Look]:
-    """Looks of clips, which all start near the middle: 63 that the twin is trained on, or the 9 others."""
-    return [look for look in looks(held_out) if look.position == "middle"]
 
 
 def unseen_clips(direction: str, count: int, seed: int) -> tuple[list[Look], Clips]:

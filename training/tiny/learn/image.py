@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ...models.components import TextEncoder, from_folder
 from ...models.family import EDIT, TEXT_TO_IMAGE, ModelInputs
-from ...models.latents import REFERENCE, TARGET, image_position_ids, pack_latents, text_position_ids
+from ...models.latents import (
+    REFERENCE,
+    TARGET,
+    add_noise,
+    image_position_ids,
+    pack_latents,
+    text_position_ids,
+    velocity_target,
+)
 from ...models.longcat_image import LongCatImageFamily
 from ...models.longcat_image_prompt import PROMPT_SLOTS
 from ...models.qwen_file import image_processor
+from ...sampling.schedule import shift_sigmas
 from ..image_checkpoint import MODEL_PARTS, write_settings
 from ..shipped import SHARED
 from .image_pool import VISION, Pool, edit_pool, t2i_pool
@@ -147,9 +157,8 @@ def _losses(
         sigmas = _sigmas(len(chosen), generator)
         inputs = _inputs(pool, chosen, slots, generator)
         processor.bias = _attention_bias(slots, inputs)
-        noisy = torch.lerp(latents, noise, sigmas[:, None, None, None])
-        prediction = family.predict(transformer, noisy, sigmas, inputs)
-        yield (prediction - (noise - latents)).square().mean()
+        prediction = family.predict(transformer, add_noise(latents, noise, sigmas), sigmas, inputs)
+        yield F.mse_loss(prediction, velocity_target(latents, noise))
 
 
 def _slots_of(pool: Pool) -> int:
@@ -159,8 +168,7 @@ def _slots_of(pool: Pool) -> int:
 
 def _sigmas(count: int, generator: Generator) -> Tensor:
     """[B], logit-normal and shifted, as the trainer draws them by default."""
-    sigmas = torch.randn(count, generator=generator).sigmoid()
-    return SIGMA_SHIFT * sigmas / (1 + (SIGMA_SHIFT - 1) * sigmas)
+    return shift_sigmas(torch.randn(count, generator=generator).sigmoid(), SIGMA_SHIFT)
 
 
 def _inputs(pool: Pool, chosen: Tensor, slots: Slots, generator: Generator) -> ModelInputs:

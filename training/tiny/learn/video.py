@@ -23,12 +23,11 @@ from ...models.video_components import load_transformer
 from ...sampling.schedule import shift_sigmas
 from ...sampling.video_schedule import FLOW_SHIFT
 from ..captions import clip_captions
-from ..clips import KNOWN, moving_scenes
+from ..clips import KNOWN, clip_looks, moving_scenes
 from ..loading import open_twin
 from ..video_checkpoint import TEXT_WIDTH, build_scheduler, build_umt5
 from ..video_scores import (
     FAMILY,
-    clip_looks,
     encode_prompts,
     sample_clips,
     score_clips,
