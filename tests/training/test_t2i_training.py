@@ -195,7 +195,8 @@ def with_flavour(handle, flavour, **changes):
 )
 def test_captioned_folders_fit_no_edit_flavour(handle, cache, stage, flavour, message):
     # No folder, no models_dirs: the refusal comes before anything is looked for.
-    refuse_everywhere(with_flavour(handle, flavour, models_dirs=()), cache, stage, message)
+    with pytest.raises(ConfigError, match=message):
+        run_stage(with_flavour(handle, flavour, models_dirs=()), cache, stage)
 
 
 @pytest.mark.parametrize("stage", ["latents", "text", "run"])
@@ -203,17 +204,17 @@ def test_captioned_folders_fit_no_edit_flavour(handle, cache, stage, flavour, me
 def test_pairs_fit_no_text_flavour(trainable, stage, flavour):
     message = f"model_flavour {flavour} draws from text alone, without a reference, but 12 of 12 samples have one"
     model = with_flavour(trainable.handle, flavour, models_dirs=(), folder=None)
-    refuse_everywhere(model, trainable.cache, stage, message)
+    with pytest.raises(ConfigError, match=message):
+        run_stage(model, trainable.cache, stage)
 
 
-def refuse_everywhere(handle, cache, stage, message):
+def run_stage(handle, cache, stage):
     work = {
         "latents": lambda: cache_latents(cache.dataset, handle, cache.folders, CPU, NoCallbacks()),
         "text": lambda: cache_text(cache, handle, cache.folders.text, CPU, NoCallbacks()),
         "run": lambda: check_run(CONFIG, handle, cache, None),
     }
-    with pytest.raises(ConfigError, match=message):
-        work[stage]()
+    work[stage]()
 
 
 def test_final_hints_at_dev_once(handle, cache, tmp_path, listener):

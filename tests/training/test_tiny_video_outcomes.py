@@ -14,7 +14,7 @@ from comfyui_longcat.training.models.tensor_file import read_tensor_file
 from comfyui_longcat.training.tiny import video_scores
 from comfyui_longcat.training.tiny.captions import chinese_words, clip_captions
 from comfyui_longcat.training.tiny.classifier import psnr, read_pictures
-from comfyui_longcat.training.tiny.clips import DIRECTIONS, KNOWN, draw_clips
+from comfyui_longcat.training.tiny.clips import DIRECTIONS, KNOWN, clip_looks, draw_clips
 from comfyui_longcat.training.tiny.loading import open_twin
 from comfyui_longcat.training.tiny.video_scores import (
     FAMILY,
@@ -47,7 +47,7 @@ def test_the_twin_is_small_and_stored_in_bf16():
 
 
 def test_words_of_captions_are_single_tokens(twin):
-    look = video_scores.clip_looks(held_out=True)[0]
+    look = clip_looks(held_out=True)[0]
     for direction in DIRECTIONS:
         english, chinese = clip_captions(look, direction)
         tokens = twin.text_encoder.tokenizer.tokenize(english)
