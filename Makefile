@@ -42,7 +42,7 @@ demo: $(INSTALLED)
 
 # The trained twins, from nothing: training/tiny/twins/README.md tells how long. Only part of them: make twins STAGES="edit"
 twins: $(INSTALLED)
-	$(BIN)/python -m comfyui_longcat.training.tiny.learn $(STAGES)
+	$(BIN)/python -m comfyui_longcat.tests.twins.learn $(STAGES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -61,7 +61,7 @@ workflows: $(INSTALLED)
 
 # The pictures of README and of the workflow templates, from the demo's own results.
 pictures: demo
-	$(BIN)/python -m comfyui_longcat.nodes.terminal.showcase demo_output
+	$(BIN)/python -m comfyui_longcat.tests.twins.showcase demo_output
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output

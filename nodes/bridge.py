@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LongCatError, StoppedByUserError
-from ..training.loop.events import (
+from ..training.events import (
     Event,
     RehearsalDone,
     RunFinished,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from ..training.models.choice import SingleFileDirs
+    from ..training.weights.choice import SingleFileDirs
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 """A fast run has hundreds of steps a second; the browser gets a few of them."""
@@ -76,8 +76,8 @@ class ComfyHost:
     def single_file_dirs(self) -> SingleFileDirs:
         import comfy.model_management
 
-        from ..training.models.choice import SingleFileDirs
-        from ..training.models.single_file import TOKENIZER_IN_COMFYUI
+        from ..training.weights.choice import SingleFileDirs
+        from ..training.weights.single_file import TOKENIZER_IN_COMFYUI
 
         text_encoders = tuple(_registered("text_encoders"))
         # Where ComfyUI's code is; its base folder may be another.

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.handle import Cache, CacheFolders
-from ..training.config import DatasetConfig
+from ..training.caches.cache import Cache, CacheFolders
 from ..training.data.records import TrainingSet
-from ..training.models.handle import ModelHandle
+from ..training.settings.dataset import DatasetConfig
+from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, settings_fault, socket, text, widgets
 
@@ -267,7 +267,7 @@ class CacheVAELatents:
 
     def cache(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         pairs: TrainingSet | DatasetConfig,
         cache_dir_vae: str,
         reference_cache_dir_vae: str,
@@ -314,7 +314,7 @@ class LongCatCacheText:
         return _which_exist(cache_dir_text)
 
     def cache_text(
-        self, model: ModelHandle, cache: Cache, cache_dir_text: str, unique_id: str | None = None
+        self, model: ModelSpec, cache: Cache, cache_dir_text: str, unique_id: str | None = None
     ) -> tuple[Cache, str]:
         from .rehearsal import cache_captions
 

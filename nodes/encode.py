@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import SampleConfig
-from ..training.models.handle import ModelHandle
+from ..training.settings.sampling import SampleConfig
+from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .rehearsal import fitted
 from .types import LONGCAT_MODEL, settings_fault, socket, text, widget
@@ -54,7 +54,7 @@ class EncodeEditPrompt:
 
     def encode(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         reference: Tensor,
         prompt: str,
         negative_prompt: str,
@@ -103,7 +103,7 @@ class LongCatEncodePrompt:
         }
 
     def encode(
-        self, model: ModelHandle, prompt: str, negative_prompt: str, unique_id: str | None = None
+        self, model: ModelSpec, prompt: str, negative_prompt: str, unique_id: str | None = None
     ) -> tuple[Conditioning, Conditioning]:
         from ..training.sampling.t2i import encode_prompts
 

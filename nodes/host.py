@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..training.loop.events import Callbacks
+from ..training.events import Callbacks
 from ..training.paths import AllowedRoots
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from ..training.models.choice import SingleFileDirs
+    from ..training.weights.choice import SingleFileDirs
 
 
 class Host(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import ModelConfig
 from ..training.errors import LongCatError
-from ..training.models.handle import ModelHandle
+from ..training.settings.model import ModelConfig
+from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .types import LONGCAT_MODEL, Widget, widget, widgets
 
 if TYPE_CHECKING:
-    from ..training.models.single_file import Kind
+    from ..training.weights.single_file import Kind
 
 FILES: dict[str, Kind] = {"transformer_file": "transformer", "vae_file": "vae", "text_encoder_file": "text_encoder"}
 """Options that name a single file; offered are those that are there."""
@@ -28,7 +28,7 @@ REHEARSAL = (
 
 
 class LoadLongCat:
-    """Checks the choice and returns a handle."""
+    """Checks the choice and returns a spec."""
 
     DISPLAY_NAME = "Load LongCat"
     DESCRIPTION = (
@@ -80,7 +80,7 @@ class LoadLongCat:
         text_encoder_file: str = ModelConfig.text_encoder_file,
         rehearsal: bool = False,
         unique_id: str | None = None,
-    ) -> tuple[ModelHandle]:
+    ) -> tuple[ModelSpec]:
         config = ModelConfig(
             model_family=model_family,
             model_flavour=model_flavour,
@@ -98,9 +98,9 @@ class LoadLongCat:
         return (_rehearsing(config, unique_id) if rehearsal else _handle(config, unique_id),)
 
 
-def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
-    from ..training.models.choice import choose_model
-    from ..training.quantisation import ensure_available
+def _handle(config: ModelConfig, node_id: str | None) -> ModelSpec:
+    from ..training.weights.choice import choose_model
+    from ..training.weights.quantisation import ensure_available
 
     for precision in (config.base_model_precision, config.text_encoder_1_precision):
         ensure_available(precision)
@@ -110,14 +110,14 @@ def _handle(config: ModelConfig, node_id: str | None) -> ModelHandle:
     )
 
 
-def _rehearsing(config: ModelConfig, node_id: str | None) -> ModelHandle:
+def _rehearsing(config: ModelConfig, node_id: str | None) -> ModelSpec:
     """The tiny twin of `config`, with what would fail where the real model is chosen."""
-    from ..training.models.handle import Rehearsal
-    from ..training.quantisation import ensure_available
+    from ..training.weights.quantisation import ensure_available
+    from ..training.weights.spec import Rehearsal
     from .graph.tiny import tiny_config
 
     faults: dict[str, None] = {}
-    real = ModelHandle(config=config, models_dirs=current_host().models_dirs())
+    real = ModelSpec(config=config, models_dirs=current_host().models_dirs())
     for precision in (config.base_model_precision, config.text_encoder_1_precision):
         try:
             ensure_available(precision)
@@ -133,7 +133,7 @@ def _rehearsing(config: ModelConfig, node_id: str | None) -> ModelHandle:
 
 
 def _file_widgets() -> dict[str, Widget]:
-    from ..training.models.choice import AUTO, offered_files
+    from ..training.weights.choice import AUTO, offered_files
 
     try:
         dirs = current_host().single_file_dirs()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..training.config import check_name
 from ..training.errors import LoraFileError
 from ..training.lora.names import LAYOUTS, PORTABLE
-from ..training.models.handle import LoraUse, ModelHandle
+from ..training.paths import check_name
+from ..training.weights.spec import LoraUse, ModelSpec
 from .host import current_host
 from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, text
 
@@ -16,7 +16,7 @@ NO_LORA = "none"
 
 
 class LongCatLoadLoRA:
-    """Puts a LoRA file on top of a model handle."""
+    """Puts a LoRA file on top of a model spec."""
 
     DISPLAY_NAME = "Load LongCat LoRA"
     DESCRIPTION = (
@@ -49,8 +49,8 @@ class LongCatLoadLoRA:
         return _state_of(_find_lora(lora_name, cls.__name__))
 
     def load(
-        self, model: ModelHandle, lora_name: str, strength: float, lora: TrainedLora | None = None
-    ) -> tuple[ModelHandle]:
+        self, model: ModelSpec, lora_name: str, strength: float, lora: TrainedLora | None = None
+    ) -> tuple[ModelSpec]:
         path = lora.path if lora is not None else _find_lora(lora_name, type(self).__name__)
         if lora is None and model.rehearsal is not None:
             # A LoRA of the real model fits no module of the twin.

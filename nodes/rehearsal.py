@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..training.caches.handle import Cache, CacheFolders, CacheReport, RealData
-from ..training.config import DatasetConfig, TrainConfig
+from ..training.caches.cache import Cache, CacheFolders, CacheReport, RealData
 from ..training.data.records import TrainingSet
 from ..training.errors import ConfigError
-from ..training.models.handle import ModelHandle
+from ..training.settings.dataset import DatasetConfig
+from ..training.settings.run import TrainConfig
+from ..training.weights.spec import ModelSpec
 from .host import Host, current_host
 
 if TYPE_CHECKING:
-    from ..training.loop.events import Callbacks
+    from ..training.events import Callbacks
     from ..training.loop.train import RunPlaces, TrainResult
     from ..training.rehearsal.report import RehearsalReport
 
@@ -32,7 +33,7 @@ def is_rehearsal(prompt: Mapping[str, Any] | None) -> bool:
     return any(node.get("inputs", {}).get("rehearsal") is True for node in loaders)
 
 
-def fitted(model: ModelHandle, class_type: str, config: T) -> T:
+def fitted(model: ModelSpec, class_type: str, config: T) -> T:
     """The settings of node `class_type`, made small if `model` is rehearsed on."""
     if model.rehearsal is None:
         return config
@@ -47,7 +48,7 @@ def paired(targets: DatasetConfig, references: DatasetConfig, prompt: Mapping[st
     Raises:
         DataError: as `pair_datasets`; not in a rehearsal.
     """
-    from ..training.data.pairs import pair_datasets, survey_pairs
+    from ..training.data.sets import pair_datasets, survey_pairs
 
     if not is_rehearsal(prompt):
         return pair_datasets(targets, references)
@@ -66,7 +67,7 @@ def data_of(given: TrainingSet | DatasetConfig, prompt: Mapping[str, Any] | None
 
 
 def cache_data(
-    model: ModelHandle, pairs: TrainingSet | DatasetConfig, folders: CacheFolders, node_id: str | None
+    model: ModelSpec, pairs: TrainingSet | DatasetConfig, folders: CacheFolders, node_id: str | None
 ) -> tuple[Cache, CacheReport]:
     """`cache_latents` of the data; in a rehearsal of some of them, small, in a folder apart.
 
@@ -91,7 +92,7 @@ def cache_data(
     return replace(cache, real=real), report
 
 
-def cache_captions(model: ModelHandle, cache: Cache, folder: Path, node_id: str | None) -> tuple[Cache, CacheReport]:
+def cache_captions(model: ModelSpec, cache: Cache, folder: Path, node_id: str | None) -> tuple[Cache, CacheReport]:
     """`cache_text`; in a rehearsal in a folder apart.
 
     Raises:
@@ -112,7 +113,7 @@ def cache_captions(model: ModelHandle, cache: Cache, folder: Path, node_id: str 
 
 
 def rehearse_training(
-    config: TrainConfig, model: ModelHandle, cache: Cache, places: RunPlaces, callbacks: Callbacks
+    config: TrainConfig, model: ModelSpec, cache: Cache, places: RunPlaces, callbacks: Callbacks
 ) -> tuple[TrainResult, RehearsalReport]:
     """Trains the twin that `model` is, and reports on the run that it stands for.
 
@@ -136,7 +137,7 @@ def rehearse_training(
         validation_data=validation_cache.real if validation_cache else None,
         places=places,
     )
-    small = SmallRun(config=tiny_training(config), handle=model, cache=cache, validation_cache=validation_cache)
+    small = SmallRun(config=tiny_training(config), spec=model, cache=cache, validation_cache=validation_cache)
     return rehearse(real, small, callbacks)
 
 

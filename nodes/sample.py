@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import SampleConfig, TextToImageConfig, VideoSampleConfig
-from ..training.models.handle import ModelHandle
+from ..training.settings.sampling import SampleConfig, TextToImageConfig, VideoSampleConfig
+from ..training.weights.spec import ModelSpec
 from .encode import Conditioning
 from .host import current_host
 from .rehearsal import fitted
@@ -51,7 +51,7 @@ class LongCatSampleEdit:
 
     def sample(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
         width: int,
@@ -107,7 +107,7 @@ class LongCatSampleT2I:
 
     def sample(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
         width: int,
@@ -157,7 +157,7 @@ class LongCatSampleT2V:
 
     def sample(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
         width: int,
@@ -224,7 +224,7 @@ class SampleI2V:
 
     def sample(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
         width: int,
@@ -257,7 +257,7 @@ class SampleI2V:
 def _sample(
     sampler: Callable[..., PictureSample],
     config: SampleConfig,
-    model: ModelHandle,
+    model: ModelSpec,
     prompts: tuple[EncodedPrompt, EncodedPrompt],
     node_id: str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -307,7 +307,7 @@ def _with_previous(sample: ClipSample, previous_frames: Tensor | None) -> Tensor
 
 def _sample_clip(
     config: VideoSampleConfig,
-    model: ModelHandle,
+    model: ModelSpec,
     prompts: tuple[EncodedPrompt, EncodedPrompt],
     start: Tensor | None,
     node_id: str | None,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.handle import Cache
-from ..training.config import TrainConfig, TrainingOptions, ValidationConfig
-from ..training.models.handle import ModelHandle
+from ..training.caches.cache import Cache
+from ..training.settings.run import TrainConfig, TrainingOptions
+from ..training.settings.validation import ValidationConfig
+from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .types import (
     LONGCAT_CACHE,
@@ -193,7 +194,7 @@ class TrainLoRA:
 
     def train(
         self,
-        model: ModelHandle,
+        model: ModelSpec,
         cache: Cache,
         run_name: str,
         max_train_steps: int,
@@ -221,7 +222,7 @@ class TrainLoRA:
 
 
 def _train(
-    config: TrainConfig, model: ModelHandle, cache: Cache, validation_cache: Cache | None, node_id: str | None
+    config: TrainConfig, model: ModelSpec, cache: Cache, validation_cache: Cache | None, node_id: str | None
 ) -> tuple[TrainResult, RehearsalReport | None]:
     from ..training.loop.train import RunPlaces, train
     from .rehearsal import rehearse_training

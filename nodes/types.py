@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.handle import Cache
-from ..training.config import ValidationConfig
+from ..training.caches.cache import Cache
 from ..training.errors import ConfigError
-from ..training.options import Option, option_of
+from ..training.settings.option import Option, option_of
+from ..training.settings.validation import ValidationConfig
 
 if TYPE_CHECKING:
     from ..training.rehearsal.report import RehearsalReport
 
 LONGCAT_MODEL = "LONGCAT_MODEL"
-"""`ModelHandle`"""
+"""`ModelSpec`"""
 LONGCAT_DATASET = "LONGCAT_DATASET"
 """`DatasetConfig`, its folder absolute and inside the allowed roots"""
 LONGCAT_PAIRS = "LONGCAT_PAIRS"

@@ -29,7 +29,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the light twin of LongCat-Image-Edit; tests must not write into it."""
-    from comfyui_longcat.training.tiny.image_checkpoint import build_tiny_image_checkpoint
+    from comfyui_longcat.tests.twins.image_checkpoint import build_tiny_image_checkpoint
 
     folder = tmp_path_factory.mktemp("models") / "tiny-edit"
     build_tiny_image_checkpoint(folder)
@@ -49,8 +49,8 @@ def example_pairs(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def single_file_twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small model twice: `files/<kind>/...` as ComfyUI has it, and the diffusers folder `LongCat-Image-Edit`."""
-    from comfyui_longcat.training.models import qwen_file, single_file
-    from comfyui_longcat.training.models.family import EDIT
+    from comfyui_longcat.training.models.flavours import EDIT
+    from comfyui_longcat.training.weights import qwen_file, single_file
     from safetensors.torch import save_file
 
     root = tmp_path_factory.mktemp("twins")
@@ -79,7 +79,7 @@ def single_file_twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _build_single_file_parts() -> dict:
     """One head each of the sizes that single files have; small but for the vocabulary's full length."""
     import torch
-    from comfyui_longcat.training.models import qwen_file
+    from comfyui_longcat.training.weights import qwen_file
     from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -111,7 +111,7 @@ def _build_single_file_parts() -> dict:
 
 
 def _write_tokenizer_with_qwen_ids(folder: Path) -> None:
-    from comfyui_longcat.training.tiny.tokenizer import write_tokenizer
+    from comfyui_longcat.tests.twins.tokenizer import write_tokenizer
 
     write_tokenizer(folder)
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))

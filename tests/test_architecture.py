@@ -1,215 +1,193 @@
-"""The rules of the house that no linter knows."""
+"""The order of the house: which room may import from which, and what no file may do."""
 
 import ast
-import json
-import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FILE_LINES = 400
-FUNCTION_LINES = 50
-
-LONG_FILES: dict[str, str] = {}
-"""Path of a file over the limit -> the reason."""
-
-LONG_FUNCTIONS: dict[str, str] = {}
-"""`path::function` over the limit -> the reason."""
+ROOMS = (
+    "training",
+    "training/settings",
+    "training/data",
+    "training/models",
+    "training/weights",
+    "training/lora",
+    "training/caches",
+    "training/sampling",
+    "training/loop",
+    "training/simpletuner",
+    "training/tiny",
+    "training/rehearsal",
+    "nodes",
+    "nodes/graph",
+    "nodes/terminal",
+)
+"""From the ground up: a file imports from its own room and from rooms before it. docs/architecture.md describes each."""
 
 HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "latent_preview")
 
-# What the pack may not load while ComfyUI starts.
-HEAVY_MODULES = (
-    "torch numpy PIL diffusers transformers peft safetensors accelerate optimum torchao huggingface_hub aiohttp av"
-).split()
 
-IMPORT_SECONDS = 0.1
+def test_files_import_only_from_their_own_room_and_from_rooms_below():
+    assert upward_imports(ROOT) == []
 
 
-def _python_files(*tops: str) -> list[Path]:
-    files = sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
-    return [*sorted(ROOT.glob("*.py")), *files]
+def test_no_two_files_import_each_other():
+    assert import_circles(ROOT) == []
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=_name(path))
-
-
-PACKAGE_FILES = _python_files("nodes", "training")
-ALL_FILES = _python_files("nodes", "training", "tests")
-
-
-def _faults(found: dict[str, int], allowed: dict[str, str]) -> dict[str, int | str]:
-    """What is too long and no exception, and the exceptions that nothing needs any more."""
-    new = {name: lines for name, lines in found.items() if name not in allowed}
-    return new | {name: "no longer an exception" for name in allowed if name not in found}
-
-
-def test_files_are_short():
-    lengths = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in ALL_FILES}
-    lengths |= {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "js").glob("*.js")}
-    assert _faults({name: lines for name, lines in lengths.items() if lines > FILE_LINES}, LONG_FILES) == {}
-
-
-def test_functions_are_short():
-    found = {}
-    for path in ALL_FILES:
-        for node in ast.walk(_tree(path)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                lines = node.end_lineno - node.lineno + 1
-                if lines > FUNCTION_LINES:
-                    found[f"{_name(path)}::{node.name}"] = lines
-    assert _faults(found, LONG_FUNCTIONS) == {}
-
-
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=_name)
-def test_nothing_runs_strings_or_pickles(path):
-    faults = []
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            if called in ("eval", "exec", "compile", "__import__", "torch.load", "print"):
-                faults.append(f"line {node.lineno}: {called}()")
-        modules = _imported(node)
-        faults += [f"line {node.lineno}: import {name}" for name in modules if name in ("pickle", "dill", "marshal")]
-    if _name(path) == "nodes/terminal/cli.py":
-        faults = [fault for fault in faults if "print" not in fault]
-    assert not faults
-
-
-def _imported(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name.split(".")[0] for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and node.level == 0:
-        return [node.module.split(".")[0]]
-    return []
-
-
-@pytest.mark.parametrize("path", ALL_FILES, ids=_name)
-def test_sources_hold_only_cp1252(path):
-    # comfy-test reads sources in the code page of a western Windows.
-    text = path.read_text(encoding="utf-8")
-    strange = sorted({character for character in text if not _in_cp1252(character)})
-    assert not strange, [f"U+{ord(character):04X}" for character in strange]
-
-
-def _in_cp1252(character: str) -> bool:
-    try:
-        character.encode("cp1252")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("path", [p for p in PACKAGE_FILES if "training" in p.parts], ids=_name)
-def test_training_imports_stay_inside_training(path):
-    depth = len(path.relative_to(ROOT).parts) - 1
-    climbing = [
-        f"line {node.lineno}"
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.ImportFrom) and node.level > depth
+def test_planted_faults_of_order_are_found(tmp_path):
+    sources = {
+        "training/files.py": "from .settings.run import TrainConfig",
+        "training/settings/run.py": "",
+        "training/data/pairs.py": "def lazy():\n    from ..loop import train",
+        "training/loop/train.py": "",
+        "training/lora/file.py": "if TYPE_CHECKING:\n    from ..caches.store import Item",
+        "training/caches/store.py": "from ..lora import file",
+        "training/models/flow.py": "def lazy():\n    from . import registry",
+        "training/models/registry.py": "from .flow import add_noise",
+        "training/models/image/family.py": "from ..registry import family_of",
+        "nodes/train.py": "from ..training.loop.train import train\nfrom .terminal import host",
+        "nodes/terminal/host.py": "import comfyui_longcat.training.files",
+    }
+    for name, source in sources.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    assert upward_imports(tmp_path) == [
+        "nodes/train.py line 2 imports nodes/terminal/host.py",
+        "training/data/pairs.py line 2 imports training/loop/train.py",
+        "training/files.py line 1 imports training/settings/run.py",
+        "training/lora/file.py line 2 imports training/caches/store.py",
     ]
-    assert not climbing, "these relative imports leave training/"
-    absolute = [name for node in ast.walk(_tree(path)) for name in _imported(node) if name == "comfyui_longcat"]
-    assert not absolute, "import relatively: ComfyUI loads the pack under the name of its folder"
+    assert import_circles(tmp_path) == [
+        ["training/caches/store.py", "training/lora/file.py"],
+        ["training/models/flow.py", "training/models/registry.py"],
+    ]
 
 
-def test_training_imports_without_comfyui():
+def test_training_imports_without_comfyui_and_without_nodes():
     script = f"""
 import importlib, pkgutil, sys
 
 class Barrier:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {HOST_MODULES!r}:
+        if name.split(".")[0] in {HOST_MODULES!r} or ".nodes" in name and name.startswith("comfyui_longcat"):
             raise AssertionError("training imports " + name)
 
-sys.meta_path.insert(0, Barrier())
 import comfyui_longcat.training as training
-before = set(sys.modules)
-walked = []
-for module in pkgutil.walk_packages(training.__path__, training.__name__ + "."):
-    importlib.import_module(module.name)
-    walked.append(module.name)
-nodes = [name for name in set(sys.modules) - before if name.startswith("comfyui_longcat.nodes")]
-assert not nodes, f"training imports {{nodes}}"
+for name in [name for name in sys.modules if name.startswith("comfyui_longcat.nodes")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Barrier())
+walked = [module.name for module in pkgutil.walk_packages(training.__path__, training.__name__ + ".")]
+for name in walked:
+    importlib.import_module(name)
 print(len(walked))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    modules = sum(1 for path in (ROOT / "training").rglob("*.py")) - 1
-    assert int(done.stdout) == modules
+    assert int(done.stdout) == sum(1 for _ in (ROOT / "training").rglob("*.py")) - 1
+    absolute = [
+        f"{name} line {node.lineno}"
+        for name, tree in _trees(ROOT)
+        for node in ast.walk(tree)
+        if any(module.split(".")[0] == "comfyui_longcat" for module in _absolute_names(node))
+    ]
+    assert absolute == [], "import relatively: ComfyUI loads the pack under the name of its folder"
 
 
-# As core does it (nodes.py, load_custom_node): the folder's path is the module's name.
-LOAD_AS_COMFYUI = f"""
-import importlib.util, json, sys, time
-folder = {str(ROOT)!r}
-name = folder.replace(".", "_x_")
-start = time.process_time()  # of this process alone: a busy machine must not fail the test
-spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
-module = importlib.util.module_from_spec(spec)
-sys.modules[name] = module
-spec.loader.exec_module(module)
-seconds = time.process_time() - start
-heavy = [name for name in {HEAVY_MODULES!r} if name in sys.modules]
-nodes = {{id: module.NODE_DISPLAY_NAME_MAPPINGS.get(id) for id in module.NODE_CLASS_MAPPINGS}}
-inputs = [kind.INPUT_TYPES() for kind in module.NODE_CLASS_MAPPINGS.values()]
-heavy_inputs = [name for name in {HEAVY_MODULES!r} if name in sys.modules]
-print(json.dumps(dict(seconds=seconds, heavy=heavy, heavy_inputs=heavy_inputs, nodes=nodes, web=module.WEB_DIRECTORY)))
-"""
+def test_nothing_runs_strings_or_unpickles():
+    calls = ("eval", "exec", "compile", "__import__", "torch.load")
+    modules = ("pickle", "dill", "marshal")
+    faults = []
+    for name, tree in _trees(ROOT):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+                faults.append(f"{name} line {node.lineno}: {ast.unparse(node.func)}()")
+            faults += [f"{name} line {node.lineno}: {each}" for each in _absolute_names(node) if each in modules]
+    assert faults == []
 
 
-def _load_as_comfyui() -> dict:
-    done = subprocess.run([sys.executable, "-c", LOAD_AS_COMFYUI], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def upward_imports(root: Path) -> list[str]:
+    """Imports from a room that stands later in `ROOMS`, wherever in the file they are."""
+    found = {
+        f"{name} line {line} imports {target}"
+        for name, line, target in _imports(root)
+        if ROOMS.index(_room(name)) < ROOMS.index(_room(target))
+    }
+    return sorted(found)
 
 
-@pytest.fixture(scope="module")
-def loaded() -> dict:
-    _load_as_comfyui()  # writes the bytecode, so that the timed loads start like ComfyUI's second start
-    loads = [_load_as_comfyui() for _ in range(5)]
-    return loads[0] | {"seconds": statistics.median(load["seconds"] for load in loads)}
+def import_circles(root: Path) -> list[list[str]]:
+    """Groups of files that reach each other over their imports."""
+    targets: dict[str, set[str]] = {}
+    for name, _, target in _imports(root):
+        targets.setdefault(name, set()).add(target)
+    reachable = {name: _reachable(name, targets) for name in targets}
+    circles = {tuple(sorted(o for o in reachable[name] if name in reachable.get(o, ()))) for name in targets}
+    return sorted(list(circle) for circle in circles if circle)
 
 
-def test_the_pack_loads_fast_and_light(loaded):
-    assert not loaded["heavy"]
-    assert not loaded["heavy_inputs"], "loaded by INPUT_TYPES"
-    print(f"import of the pack: {loaded['seconds'] * 1000:.0f} ms of processor time")
-    assert loaded["seconds"] < IMPORT_SECONDS
+def _reachable(name: str, targets: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = targets.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
-def test_every_node_has_a_name_and_a_help_page(loaded):
-    assert loaded["nodes"], "no node is registered"
-    assert (ROOT / loaded["web"]).is_dir()
-    unnamed = [node for node, shown in loaded["nodes"].items() if not shown]
-    assert not unnamed, f"without display name: {unnamed}"
-    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "js" / "docs").glob("*.md")}
-    assert set(pages) == set(loaded["nodes"])
+def _room(name: str) -> str:
+    """The room of a file: the longest entry of `ROOMS` that it lies below."""
+    return max((room for room in ROOMS if name.startswith(f"{room}/")), key=len)
 
 
-def test_help_pages_name_every_input_and_output(loaded):
-    from comfyui_longcat import NODE_CLASS_MAPPINGS
+def _imports(root: Path) -> Iterator[tuple[str, int, str]]:
+    """(file, line, imported file) of the pack's imports from itself."""
+    for name, tree in _trees(root):
+        package = Path(name).parent.parts
+        for node in ast.walk(tree):
+            for target in _targets(node, package):
+                file = _file_of(root, target)
+                if file is not None and file != name:
+                    yield name, node.lineno, file
 
-    missing = {}
-    for node, kind in NODE_CLASS_MAPPINGS.items():
-        page = (ROOT / "js" / "docs" / f"{node}.md").read_text(encoding="utf-8")
-        declared = kind.INPUT_TYPES()
-        names = [*declared.get("required", {}), *declared.get("optional", {}), *kind.RETURN_NAMES]
-        missing[node] = [name for name in names if f"**{name}**" not in page]
-    assert not {node: names for node, names in missing.items() if names}
+
+def _targets(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Dotted names, as tuples from the root on, that an import statement may load."""
+    if isinstance(node, ast.Import):
+        return [tuple(a.name.split(".")[1:]) for a in node.names if a.name.startswith("comfyui_longcat.")]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    module = tuple(node.module.split(".")) if node.module else ()
+    if node.level:
+        base = package[: len(package) - node.level + 1] + module
+    elif module[:1] == ("comfyui_longcat",):
+        base = module[1:]
+    else:
+        return []
+    return [(*base, alias.name) for alias in node.names]
 
 
-def test_every_node_is_in_an_example_workflow(loaded):
-    used = set()
-    for path in (ROOT / "workflows").glob("*.json"):
-        used |= {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
-    assert set(loaded["nodes"]) <= used, f"in no workflow: {sorted(set(loaded['nodes']) - used)}"
+def _file_of(root: Path, target: tuple[str, ...]) -> str | None:
+    """The module that `target` is, or in which it is a name."""
+    for parts in (target, target[:-1]):
+        for path in (Path(*parts, "__init__.py"), Path(*parts[:-1], f"{parts[-1]}.py")) if parts else ():
+            if (root / path).is_file():
+                return path.as_posix()
+    return None
+
+
+def _absolute_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+
+
+def _trees(root: Path) -> Iterator[tuple[str, ast.Module]]:
+    for top in ("nodes", "training"):
+        for path in sorted((root / top).rglob("*.py")):
+            yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"), filename=str(path))

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...training.config import ModelConfig
-from ...training.config_file import GuideRun, read_run
 from ...training.files import replacing
+from ...training.settings.model import ModelConfig
+from ...training.simpletuner.read import SimpleTunerRun, read_run
 from ..host import use_host
 from .core_nodes import CORE_NODES, SAMPLE_PICTURE
 from .description import Graph, to_api
@@ -196,7 +196,7 @@ def _video_sample(name: str, picture: str | None, filename_prefix: str) -> Graph
     return sampling_graph(name, model, NO_LORA, [sample])
 
 
-def _described(config: dict[str, Any], datasets: list[dict[str, Any]]) -> GuideRun:
+def _described(config: dict[str, Any], datasets: list[dict[str, Any]]) -> SimpleTunerRun:
     # Without the files' text: a shipped workflow is described by its widgets alone.
     return replace(read_run(config, datasets), config={}, datasets=())
 

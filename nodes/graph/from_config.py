@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...training.config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
-from ...training.config_data import GuideSet
-from ...training.config_file import GuideRun
+from ...training.settings.dataset import DatasetConfig
+from ...training.settings.model import ModelConfig
+from ...training.settings.run import TrainConfig, TrainingOptions
+from ...training.settings.validation import ValidationConfig
+from ...training.simpletuner.datasets import SimpleTunerDataset
+from ...training.simpletuner.read import SimpleTunerRun
 from .description import Graph, Group, Link
 
 NODE_OF: dict[type, str] = {
@@ -50,7 +53,7 @@ def widget_fields(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if _is_widget(field)]
 
 
-def training_graph(run: GuideRun, name: str) -> Graph:
+def training_graph(run: SimpleTunerRun, name: str) -> Graph:
     """The graph that trains as `run` says. `run.config`, if there is one, is kept inside."""
     graph = Graph(name=name)
     if run.config:
@@ -78,12 +81,12 @@ def _is_widget(field: dataclasses.Field) -> bool:
 
 
 def _model_title(model: ModelConfig) -> str:
-    from ...training.models.family import flavour_of
+    from ...training.models.flavours import flavour_of
 
     return flavour_of(model).folder_name
 
 
-def _add_sets(graph: Graph, group: Group, sets: Sequence[GuideSet]) -> Link:
+def _add_sets(graph: Graph, group: Group, sets: Sequence[SimpleTunerDataset]) -> Link:
     several = len(sets) > 1
     links = [_add_set(graph, group, each, f" ({each.targets.id})" if several else "") for each in sets]
     joined = links[0]
@@ -93,7 +96,7 @@ def _add_sets(graph: Graph, group: Group, sets: Sequence[GuideSet]) -> Link:
     return joined
 
 
-def _add_set(graph: Graph, group: Group, each: GuideSet, suffix: str) -> Link:
+def _add_set(graph: Graph, group: Group, each: SimpleTunerDataset, suffix: str) -> Link:
     video = each.targets.dataset_type == "video"
     if each.references is None:
         title = f"{'Videos' if video else 'Pictures'} + captions{suffix}"
@@ -109,7 +112,9 @@ def _add_set(graph: Graph, group: Group, each: GuideSet, suffix: str) -> Link:
     return pairs.out("pairs")
 
 
-def _add_caches(graph: Graph, group: Group, model: Link, pairs: Link, run: GuideRun, sets: Sequence[GuideSet]) -> Link:
+def _add_caches(
+    graph: Graph, group: Group, model: Link, pairs: Link, run: SimpleTunerRun, sets: Sequence[SimpleTunerDataset]
+) -> Link:
     folders = {name: getattr(sets[0], name) for name in ("cache_dir_vae", "reference_cache_dir_vae")}
     wired: Mapping[str, Any] = {"model": model, "pairs": pairs, **folders}
     latents = graph.add(group, "CacheVAELatents", wired, "Cache VAE latents")

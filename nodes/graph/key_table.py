@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...training.config import DatasetConfig
-from ...training.config_keys import CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS, Key
 from ...training.files import replacing
-from ...training.options import option_of
+from ...training.settings.dataset import DatasetConfig
+from ...training.settings.option import option_of
+from ...training.simpletuner.keys import CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS, Key
 from .from_config import NODE_OF
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"

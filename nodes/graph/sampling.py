@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...training.config import ModelConfig
+from ...training.settings.model import ModelConfig
 from .description import Graph, Group, Link
 from .from_config import BLUE, GREEN, PICTURE, PURPLE, widget_values
 
@@ -45,7 +45,7 @@ def sampling_graph(
 
     `strengths`: of the LoRA; each sample is drawn with the first one, then with the next, from the same noise.
     """
-    from ...training.models.family import flavour_of
+    from ...training.models.flavours import flavour_of
 
     graph = Graph(name=name)
     title = f"Load {flavour_of(model).folder_name}"

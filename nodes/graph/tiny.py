@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ...training.config import ModelConfig, TrainConfig
 from ...training.errors import LongCatError
+from ...training.settings.model import ModelConfig
+from ...training.settings.run import TrainConfig
 from .catalogue import node_classes
 from .signature import is_link, signature_of
 
@@ -121,7 +122,7 @@ def tiny_run_name(name: str) -> str:
 
 def tiny_flavour(family: str, flavour: str) -> str:
     """The twin that does the same work as `flavour`. An unknown one stays, so that it is refused by its name."""
-    from ...training.models.family import FLAVOURS
+    from ...training.models.flavours import FLAVOURS
 
     wanted = FLAVOURS.get((family, flavour))
     if wanted is None:
@@ -187,7 +188,7 @@ def _shrink_ui_node(node: dict[str, Any], quantised: bool | None) -> None:
 
 
 def _keeps(precision: str, quantised: bool | None) -> bool:
-    from ...training.quantisation import ensure_available
+    from ...training.weights.quantisation import ensure_available
 
     if quantised is not None:
         return quantised or precision in ("bf16", "fp32", "no_change")

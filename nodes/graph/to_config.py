@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ...training.config import DatasetConfig, ModelConfig, TrainConfig, TrainingOptions, ValidationConfig
-from ...training.config_data import OWN_TO_VIDEOS, REFERENCES_CACHE, GuideSet
-from ...training.config_file import GuideRun, read_run
 from ...training.errors import ConfigError
+from ...training.settings.dataset import DatasetConfig
+from ...training.settings.model import ModelConfig
+from ...training.settings.run import TrainConfig, TrainingOptions
+from ...training.settings.validation import ValidationConfig
+from ...training.simpletuner.datasets import OWN_TO_VIDEOS, REFERENCES_CACHE, SimpleTunerDataset
+from ...training.simpletuner.read import SimpleTunerRun, read_run
 from .catalogue import node_classes
 from .check import check_shape, convert, label
 from .from_config import KEPT, NODE_OF, widget_fields
@@ -21,7 +24,7 @@ BYPASSED, MUTED = 4, 2
 T = TypeVar("T")
 
 
-def run_of_workflow(workflow: Mapping[str, Any], where: str) -> GuideRun:
+def run_of_workflow(workflow: Mapping[str, Any], where: str) -> SimpleTunerRun:
     """The run of a workflow's TrainLoRA, with the configuration that the workflow was imported from, if it was.
 
     Raises:
@@ -67,14 +70,14 @@ class _Reader:
         self.where = where
         self.classes = node_classes()
 
-    def run(self, trainer: str, config: Mapping[str, Any], datasets: Any) -> GuideRun:
+    def run(self, trainer: str, config: Mapping[str, Any], datasets: Any) -> SimpleTunerRun:
         model = self.source(trainer, "model", NODE_OF[ModelConfig])
         sets, cache_dir_text = self.cached(trainer)
         plan = self.source(trainer, "validation", NODE_OF[ValidationConfig], needed=False)
         eval_sets = self.cached(plan)[0] if plan is not None and self.linked(plan, "cache") else ()
         options = self.source(trainer, "options", NODE_OF[TrainingOptions], needed=False)
         stored = read_run(config, datasets)
-        return GuideRun(
+        return SimpleTunerRun(
             model=self.config(ModelConfig, model),
             train=self.config(
                 TrainConfig,
@@ -91,7 +94,7 @@ class _Reader:
             datasets=stored.datasets,
         )
 
-    def cached(self, node_id: str) -> tuple[tuple[GuideSet, ...], str]:
+    def cached(self, node_id: str) -> tuple[tuple[SimpleTunerDataset, ...], str]:
         """(datasets, folder of text caches) behind the input `cache` of a node."""
         text = self.source(node_id, "cache", "LongCatCacheText")
         latents = self.source(text, "cache", "CacheVAELatents")
@@ -99,7 +102,9 @@ class _Reader:
         sets = self.sets(latents, "pairs")
         if all(references is None for _, references in sets):
             folders["reference_cache_dir_vae"] = REFERENCES_CACHE
-        read = tuple(GuideSet(targets=targets, references=references, **folders) for targets, references in sets)
+        read = tuple(
+            SimpleTunerDataset(targets=targets, references=references, **folders) for targets, references in sets
+        )
         return read, self.value(text, "cache_dir_text")
 
     def sets(self, node_id: str, name: str) -> list[tuple[DatasetConfig, DatasetConfig | None]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...training.config import ModelConfig
+from ...training.settings.model import ModelConfig
 from ..data import EXAMPLE_FOLDER, EXAMPLE_SIDES
 from ..graph.catalogue import longcat_image_edit_train
 from ..graph.sampling import Sampling

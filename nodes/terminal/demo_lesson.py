@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...training.config import ModelConfig
 from ...training.files import replacing
+from ...training.settings.model import ModelConfig
 from ..graph.catalogue import node_classes
 from ..graph.description import Graph, to_api
 from ..graph.override import apply_settings

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ...training.config_keys import CONFIG_KEYS
-from ...training.config_values import nearest
 from ...training.errors import ConfigError
+from ...training.simpletuner.keys import CONFIG_KEYS
+from ...training.simpletuner.values import nearest
 
 
 def read_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.loop.events import (
+from ...training.events import (
     Callbacks,
     CheckpointSaved,
     Event,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from ...training.models.choice import SingleFileDirs
+    from ...training.weights.choice import SingleFileDirs
 
 DEFAULT_HOME = "longcat-home"
 
@@ -125,8 +125,8 @@ class TerminalHost:
         return (self.home / "models" / "longcat",)
 
     def single_file_dirs(self) -> SingleFileDirs:
-        from ...training.models.choice import SingleFileDirs
-        from ...training.models.single_file import TOKENIZER_IN_COMFYUI
+        from ...training.weights.choice import SingleFileDirs
+        from ...training.weights.single_file import TOKENIZER_IN_COMFYUI
 
         models = self.home / "models"
         text_encoders = models / "text_encoders"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...training.config_text import read_json
 from ...training.errors import ConfigError, LongCatError
-from ...training.models.handle import ModelHandle
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
+from ...training.simpletuner.text import read_json
+from ...training.weights.spec import ModelSpec
 from ..graph.catalogue import node_classes
 from ..graph.check import check_shape, find_faults, label, mended, with_sources
 from ..graph.override import apply_settings
@@ -104,6 +104,6 @@ def _is_report(error: LongCatError) -> bool:
 
 def _without_training(path: Path, outputs: Mapping[str, tuple]) -> RehearsalReport:
     """What is known although no trainer was reached."""
-    models = [value for values in outputs.values() for value in values if isinstance(value, ModelHandle)]
+    models = [value for values in outputs.values() for value in values if isinstance(value, ModelSpec)]
     faults = dict.fromkeys(fault for model in models if model.rehearsal for fault in model.rehearsal.faults)
     return RehearsalReport(title=f"Rehearsal of {path}", faults=tuple(faults))

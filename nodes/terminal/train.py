@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...training.config_file import DATA_FILE, GuideRun, check_trainable, read_files
-from ...training.config_text import read_json
-from ...training.config_write import write_run
 from ...training.errors import ConfigError
 from ...training.files import write_json
+from ...training.simpletuner.read import DATA_FILE, SimpleTunerRun, check_trainable, read_files
+from ...training.simpletuner.text import read_json
+from ...training.simpletuner.write import write_run
 from ..data import EXAMPLES as DRAWN_EXAMPLES
 from ..graph.catalogue import node_classes
 from ..graph.description import to_api
@@ -45,13 +45,13 @@ def training_of(
         return (make_tiny(graph) if tiny else graph), host
 
 
-def show_notes(run: GuideRun) -> None:
+def show_notes(run: SimpleTunerRun) -> None:
     """Says which keys have no effect here, and why."""
     for note in run.notes:
         say(f"note: {note}")
 
 
-def check_folders(run: GuideRun, host: TerminalHost) -> None:
+def check_folders(run: SimpleTunerRun, host: TerminalHost) -> None:
     """Raises PathError for a dataset whose folder is not there; the drawn example comes into being when it is read."""
     for each in (*run.sets, *run.eval_sets):
         for dataset in (each.targets, each.references):

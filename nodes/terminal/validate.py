@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.config import DatasetConfig, ValidationConfig
-from ...training.config_data import GuideSet
-from ...training.config_file import GuideRun, read_files
 from ...training.errors import ConfigError
+from ...training.settings.dataset import DatasetConfig
+from ...training.settings.validation import ValidationConfig
+from ...training.simpletuner.datasets import SimpleTunerDataset
+from ...training.simpletuner.read import SimpleTunerRun, read_files
 from ..data import dataset_folder
 from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
 from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
@@ -26,7 +27,7 @@ from .host import StopFlag, TerminalHost, say
 from .train import show_notes
 
 if TYPE_CHECKING:
-    from ...training.models.family import Flavour
+    from ...training.models.flavours import Flavour
 
 FOLDER = "validation"
 """Below the output folder."""
@@ -52,7 +53,7 @@ def validation_of(
     Raises:
         ConfigError, DataError, PathError: whatever is wrong with keys, values and folders.
     """
-    from ...training.models.family import flavour_of
+    from ...training.models.flavours import flavour_of
 
     run = read_files(config, overrides, needs_data=False)
     show_notes(run)
@@ -93,7 +94,7 @@ def newest_lora(host: TerminalHost, run_name: str) -> str:
     return max(((when, name) for when, name in found if name in names), default=(0.0, NO_LORA))[1]
 
 
-def _subjects(run: GuideRun, settings: ValidationConfig, flavour: Flavour, host: TerminalHost) -> list[_Subject]:
+def _subjects(run: SimpleTunerRun, settings: ValidationConfig, flavour: Flavour, host: TerminalHost) -> list[_Subject]:
     sets = [
         each
         for each in run.eval_sets or run.sets
@@ -110,10 +111,9 @@ def _subjects(run: GuideRun, settings: ValidationConfig, flavour: Flavour, host:
     ]
 
 
-def _records(sets: Sequence[GuideSet], count: int) -> list[_Subject]:
+def _records(sets: Sequence[SimpleTunerDataset], count: int) -> list[_Subject]:
     """The first `count` different pictures of the datasets."""
-    from ...training.data.pairs import pair_datasets
-    from ...training.data.sets import scan_dataset
+    from ...training.data.sets import pair_datasets, scan_dataset
 
     found: dict[Path, _Subject] = {}
     for each in sets:
@@ -138,13 +138,15 @@ def _built_in(flavour: Flavour, host: TerminalHost) -> _Subject:
     return _Subject(prompt=EXAMPLE_INSTRUCTION, picture=input_picture(host, SAMPLE_PICTURE))
 
 
-def _sampling(settings: ValidationConfig, subject: _Subject, index: int, run: GuideRun, frames: int | None) -> Sampling:
-    from ...training.sizes import parse_size
+def _sampling(
+    settings: ValidationConfig, subject: _Subject, index: int, run: SimpleTunerRun, frames: int | None
+) -> Sampling:
+    from ...training.settings.sizes import parse_size
 
     width, height = parse_size(settings.validation_resolution, "validation_resolution")
     if subject.picture is not None:
         from ...training.data.media import image_size
-        from ...training.validation import preview_size
+        from ...training.loop.previews import preview_size
 
         width, height = preview_size(image_size(subject.picture), settings.validation_resolution)
     if not subject.prompt.strip():

@@ -57,10 +57,10 @@ def private_bytes() -> int:
 def measure(folder: Path, precision: str) -> tuple[int, int, int]:
     """(peak, size of the loaded weights, size of the largest block in bf16) in bytes."""
     import torch
-    from comfyui_longcat.training.config import ModelConfig
-    from comfyui_longcat.training.memory import BlockSwap, weight_bytes
-    from comfyui_longcat.training.models.components import _finisher, _transformer_from_folder
-    from comfyui_longcat.training.quantisation import QUANTISED_PRECISIONS, quantise
+    from comfyui_longcat.training.settings.model import ModelConfig
+    from comfyui_longcat.training.weights.components import _finisher, _transformer_from_folder
+    from comfyui_longcat.training.weights.quantisation import QUANTISED_PRECISIONS, quantise
+    from comfyui_longcat.training.weights.streaming import BlockSwap, weight_bytes
 
     torch.set_num_threads(1)
     if precision in QUANTISED_PRECISIONS:

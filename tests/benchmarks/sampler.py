@@ -32,7 +32,7 @@ class Processor:
 def build_pipeline(folder: Path):
     """diffusers' edit pipeline on the tiny twin, held to our picture size and to embeddings made beforehand."""
     import torch
-    from comfyui_longcat.training.tiny.image_checkpoint import build_tiny_image_checkpoint
+    from comfyui_longcat.tests.twins.image_checkpoint import build_tiny_image_checkpoint
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
     from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as module
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -63,8 +63,8 @@ def build_contestants(folder: Path) -> tuple[Callable, Callable]:
     """(ours, theirs): each returns packed latents."""
     import torch
     from comfyui_longcat.training.data.media import to_pixels
-    from comfyui_longcat.training.models.family import family_of
-    from comfyui_longcat.training.models.latents import pack_latents
+    from comfyui_longcat.training.models.image.latents import pack_latents
+    from comfyui_longcat.training.models.registry import family_of
     from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
     from PIL import Image
 

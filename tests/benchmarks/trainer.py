@@ -24,16 +24,17 @@ WARM_UP, ROUNDS = 3, 31
 
 
 def build_cache(folder: Path):
-    """(handle, cache) of drawn pairs on the tiny twin."""
+    """(spec, cache) of drawn pairs on the tiny twin."""
     import torch
-    from comfyui_longcat.training.caches.handle import CacheFolders
+    from comfyui_longcat.training.caches.cache import CacheFolders
     from comfyui_longcat.training.caches.latents import cache_latents
     from comfyui_longcat.training.caches.text import cache_text
-    from comfyui_longcat.training.config import DatasetConfig, ModelConfig
-    from comfyui_longcat.training.data.pairs import pair_datasets
-    from comfyui_longcat.training.loop.events import NoCallbacks
-    from comfyui_longcat.training.models.handle import ModelHandle
+    from comfyui_longcat.training.data.sets import pair_datasets
+    from comfyui_longcat.training.events import NoCallbacks
+    from comfyui_longcat.training.settings.dataset import DatasetConfig
+    from comfyui_longcat.training.settings.model import ModelConfig
     from comfyui_longcat.training.tiny.examples import draw_example_pairs
+    from comfyui_longcat.training.weights.spec import ModelSpec
 
     targets, references = folder / "targets", folder / "references"
     draw_example_pairs(targets, references, count=4, size=SIZE)
@@ -47,33 +48,33 @@ def build_cache(folder: Path):
             resolution=str(SIZE),
         ),
     )
-    handle = ModelHandle(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=(folder / "models",))
+    spec = ModelSpec(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=(folder / "models",))
     device, nobody = torch.device("cpu"), NoCallbacks()
     folders = CacheFolders(targets=folder / "cache" / "targets", references=folder / "cache" / "references")
-    cache, _ = cache_latents(pairs, handle, folders, device, nobody)
-    cache, _ = cache_text(cache, handle, folder / "cache" / "text", device, nobody)
-    return handle, cache
+    cache, _ = cache_latents(pairs, spec, folders, device, nobody)
+    cache, _ = cache_text(cache, spec, folder / "cache" / "text", device, nobody)
+    return spec, cache
 
 
 @contextlib.contextmanager
 def contestants(folder: Path) -> Iterator[tuple[Callable, Callable]]:
     """(ours, bare): each does one step of batch size 1."""
     import torch
-    from comfyui_longcat.training.config import TrainConfig
-    from comfyui_longcat.training.loop.events import NoCallbacks
+    from comfyui_longcat.training.events import NoCallbacks
     from comfyui_longcat.training.loop.record import recording
     from comfyui_longcat.training.loop.run_folder import claim_run
     from comfyui_longcat.training.loop.state import open_state
     from comfyui_longcat.training.loop.train import train_one_step
+    from comfyui_longcat.training.settings.run import TrainConfig
 
-    handle, cache = build_cache(folder)
+    spec, cache = build_cache(folder)
     config = TrainConfig(max_train_steps=10_000)
     device, nobody = torch.device("cpu"), NoCallbacks()
     with (
         claim_run(config, "benchmark", folder / "runs", folder / "loras") as run,
         recording(run, nobody) as recorder,
-        open_state(config, handle, cache, device, {}, nobody) as state,
-        open_state(config, handle, cache, device, {}, nobody) as other,
+        open_state(config, spec, cache, device, {}, nobody) as state,
+        open_state(config, spec, cache, device, {}, nobody) as other,
     ):
         yield lambda: recorder.on_event(train_one_step(state)), bare_step(other)
 
@@ -81,8 +82,8 @@ def contestants(folder: Path) -> Iterator[tuple[Callable, Callable]]:
 def bare_step(state) -> Callable:
     """What has to be done at least, on the model and with the optimiser of `state`."""
     import torch
-    from comfyui_longcat.training.data.batches import load_batch
-    from comfyui_longcat.training.models.latents import pack_latents
+    from comfyui_longcat.training.loop.batches import load_batch
+    from comfyui_longcat.training.models.image.latents import pack_latents
 
     batch = load_batch(state.order.batch(0))
     inputs = state.family.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.ref_latents)

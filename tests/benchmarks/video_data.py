@@ -94,12 +94,13 @@ def measure(source: Path) -> float:
 def measure_caching(source: Path) -> float:
     """GiB above the imports, from the folder of `source` to its cached latents."""
     import torch
-    from comfyui_longcat.training.caches.handle import CacheFolders
+    from comfyui_longcat.training.caches.cache import CacheFolders
     from comfyui_longcat.training.caches.latents import cache_latents, load_latents
-    from comfyui_longcat.training.config import DatasetConfig, ModelConfig
     from comfyui_longcat.training.data.sets import scan_dataset
-    from comfyui_longcat.training.loop.events import NoCallbacks
-    from comfyui_longcat.training.models.handle import ModelHandle
+    from comfyui_longcat.training.events import NoCallbacks
+    from comfyui_longcat.training.settings.dataset import DatasetConfig
+    from comfyui_longcat.training.settings.model import ModelConfig
+    from comfyui_longcat.training.weights.spec import ModelSpec
     from diffusers import AutoencoderKLWan  # noqa: F401
 
     source.with_suffix(".txt").write_text("a moving gradient", encoding="utf-8")
@@ -117,7 +118,7 @@ def measure_caching(source: Path) -> float:
     start = time.perf_counter()
     cache, _ = cache_latents(
         scan_dataset(dataset),
-        ModelHandle(config=model, models_dirs=(work / "models",)),
+        ModelSpec(config=model, models_dirs=(work / "models",)),
         CacheFolders(targets=work / "targets", references=work / "references"),
         torch.device("cpu"),
         NoCallbacks(),

@@ -1,7 +1,7 @@
 """Single files in a real ComfyUI's model folders: offered in LoadLongCat's lists, and checked when chosen."""
 
 import pytest
-from comfyui_longcat.training.models import single_file
+from comfyui_longcat.training.weights import single_file
 
 pytestmark = pytest.mark.comfy
 

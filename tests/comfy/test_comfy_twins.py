@@ -6,8 +6,8 @@ import torch
 from comfyui_longcat.nodes.graph.catalogue import node_classes
 from comfyui_longcat.nodes.graph.description import to_api
 from comfyui_longcat.nodes.graph.sampling import NO_LORA, Sampling, sampling_graph
-from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.data.media import read_image, to_pixels
+from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.tiny.captions import picture_captions
 from comfyui_longcat.training.tiny.classifier import psnr, read_directions, read_pictures
 from comfyui_longcat.training.tiny.examples import draw_moves, draw_pairs

@@ -8,8 +8,8 @@ import torch
 from comfyui_longcat.training.lora.convert import convert_lora
 from comfyui_longcat.training.lora.file import apply_lora, read_lora, save_lora
 from comfyui_longcat.training.lora.inject import TRAINED_ADAPTER, inject_lora, lora_layers
-from comfyui_longcat.training.models.longcat_image import LongCatImageFamily
-from comfyui_longcat.training.models.single_file import export_transformer
+from comfyui_longcat.training.models.image.family import LongCatImageFamily
+from comfyui_longcat.training.weights.single_file import export_transformer
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.comfy

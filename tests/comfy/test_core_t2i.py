@@ -8,11 +8,11 @@ import subprocess
 
 import pytest
 import torch
-from comfyui_longcat.training.models.latents import denormalise
-from comfyui_longcat.training.models.longcat_image import LongCatImageFamily
-from comfyui_longcat.training.models.single_file import export_transformer
+from comfyui_longcat.training.models.flow import resolution_mu, sampling_sigmas
+from comfyui_longcat.training.models.image.family import LongCatImageFamily
+from comfyui_longcat.training.models.image.latents import denormalise
 from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
-from comfyui_longcat.training.sampling.schedule import resolution_mu, sampling_sigmas
+from comfyui_longcat.training.weights.single_file import export_transformer
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.comfy

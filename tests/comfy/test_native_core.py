@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_longcat.training.models import single_file
-from comfyui_longcat.training.models.longcat_image import LongCatImageFamily
-from comfyui_longcat.training.models.longcat_image_prompt import EDIT_PREFIX, SUFFIX
-from comfyui_longcat.training.models.tensor_file import read_tensor_file
+from comfyui_longcat.training.models.image.family import LongCatImageFamily
+from comfyui_longcat.training.models.image.prompt import EDIT_PREFIX, SUFFIX
+from comfyui_longcat.training.weights import single_file
+from comfyui_longcat.training.weights.tensor_file import read_tensor_file
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.comfy

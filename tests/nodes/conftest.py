@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from comfyui_longcat.nodes.host import use_host
-from comfyui_longcat.training.loop.events import Event
-from comfyui_longcat.training.models.choice import SingleFileDirs
+from comfyui_longcat.training.events import Event
 from comfyui_longcat.training.paths import AllowedRoots
+from comfyui_longcat.training.weights.choice import SingleFileDirs
 
 
 @dataclass

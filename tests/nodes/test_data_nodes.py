@@ -12,8 +12,8 @@ from comfyui_longcat.nodes.data import (
     PairDatasets,
 )
 from comfyui_longcat.nodes.load import LoadLongCat
-from comfyui_longcat.training.config import DatasetConfig
 from comfyui_longcat.training.errors import ConfigError, DataError
+from comfyui_longcat.training.settings.dataset import DatasetConfig
 
 CAPTIONED = {"dataset_type": "image", "caption_strategy": "textfile", "resolution": "64"}
 TARGETS, REFERENCES = "longcat-example/targets", "longcat-example/references"

@@ -9,17 +9,12 @@ import textwrap
 import pytest
 from comfyui_longcat.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_longcat.nodes.types import widget
-from comfyui_longcat.training.config import (
-    DatasetConfig,
-    ModelConfig,
-    SampleConfig,
-    TextToImageConfig,
-    TrainConfig,
-    TrainingOptions,
-    ValidationConfig,
-    VideoSampleConfig,
-)
-from comfyui_longcat.training.options import option_of
+from comfyui_longcat.training.settings.dataset import DatasetConfig
+from comfyui_longcat.training.settings.model import ModelConfig
+from comfyui_longcat.training.settings.option import option_of
+from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
+from comfyui_longcat.training.settings.sampling import SampleConfig, TextToImageConfig, VideoSampleConfig
+from comfyui_longcat.training.settings.validation import ValidationConfig
 
 CONFIGS = {
     "LoadLongCat": ModelConfig,

@@ -51,7 +51,7 @@ def test_conditioning_is_the_core_type(model, reference):
 
 
 def test_reference_latents_are_raw_vae_latents(model, reference, conditioning, module_host):
-    from comfyui_longcat.training.models.components import open_vae
+    from comfyui_longcat.training.weights.components import open_vae
 
     positive, _ = conditioning
     with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
@@ -84,7 +84,7 @@ def test_sample_returns_image_and_raw_latents(model, conditioning, module_host):
     image, latent = sample(model, *conditioning)
     assert image.shape == (1, 80, 96, 3) and image.dtype == torch.float32
     assert 0 <= image.min() and image.max() <= 1 and image.std() > 0.01
-    from comfyui_longcat.training.models.components import open_vae
+    from comfyui_longcat.training.weights.components import open_vae
 
     with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
         decoded = vae.decode(latent["samples"]).sample

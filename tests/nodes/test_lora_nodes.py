@@ -4,11 +4,11 @@ import pytest
 import torch
 from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
 from comfyui_longcat.nodes.types import TrainedLora
-from comfyui_longcat.training.config import ModelConfig
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.file import read_lora
 from comfyui_longcat.training.lora.names import IMAGE, VIDEO
-from comfyui_longcat.training.models.handle import LoraUse, ModelHandle
+from comfyui_longcat.training.settings.model import ModelConfig
+from comfyui_longcat.training.weights.spec import LoraUse, ModelSpec
 from safetensors.torch import save_file
 
 MODULE = "transformer_blocks.0.attn.to_q"
@@ -78,7 +78,7 @@ def test_a_folder_that_peft_saved_is_called_by_its_own_name(host, lora):
     folder, _ = LongCatConvertLoRA().convert("cats.safetensors", "peft", "dogs")["result"]
     _, path = LongCatConvertLoRA().convert("none", "kohya", "", lora=folder)["result"]
     assert path == str(host.home / "loras" / "dogs-kohya.safetensors")
-    model = ModelHandle(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=host.models)
+    model = ModelSpec(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=host.models)
     (stacked,) = LongCatLoadLoRA().load(model, "cats.safetensors", 0.5)
     (stacked,) = LongCatLoadLoRA().load(stacked, "dogs/adapter_model.safetensors", -1.0)
     assert stacked.loras == (LoraUse(path=lora, strength=0.5), LoraUse(path=folder.path, strength=-1.0))

@@ -11,7 +11,7 @@ from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
 from comfyui_longcat.nodes.sample import LongCatSampleEdit
 from comfyui_longcat.nodes.train import LongCatTrainingOptions, LongCatValidation, TrainLoRA
 from comfyui_longcat.training.errors import ConfigError, DataError
-from comfyui_longcat.training.loop.events import RehearsalDone
+from comfyui_longcat.training.events import RehearsalDone
 from comfyui_longcat.training.rehearsal.report import RehearsalError
 from PIL import Image
 
@@ -140,7 +140,7 @@ def test_loras_of_the_real_model_are_left_out(host, data):
 
 
 def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monkeypatch):
-    from comfyui_longcat.training import quantisation
+    from comfyui_longcat.training.weights import quantisation
 
     monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
     model = LoadLongCat().load("longcat_image", "edit", "auto", "int8-quanto", rehearsal=True)[0]

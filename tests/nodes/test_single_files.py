@@ -12,7 +12,7 @@ from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.training.errors import ConfigError, ModelError, PathError
-from comfyui_longcat.training.loop.events import WarningRaised
+from comfyui_longcat.training.events import WarningRaised
 
 NAMES = {
     "transformer": "longcat_image_edit_bf16.safetensors",

@@ -40,7 +40,7 @@ def test_conditioning_is_the_core_type(conditioning):
 
 
 def test_sample_returns_image_and_raw_latents(model, conditioning, module_host):
-    from comfyui_longcat.training.models.components import open_vae
+    from comfyui_longcat.training.weights.components import open_vae
 
     module_host.events.clear()
     image, latent = sample(model, *conditioning)

@@ -11,7 +11,7 @@ from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.lora import LongCatLoadLoRA
 from comfyui_longcat.nodes.train import LongCatTrainingOptions, LongCatValidation, TrainLoRA
 from comfyui_longcat.training.errors import ConfigError, LoraFileError, ModelError, PathError, StoppedByUserError
-from comfyui_longcat.training.loop.events import RunStarted, StepReport
+from comfyui_longcat.training.events import RunStarted, StepReport
 
 RUN = {
     "max_train_steps": 4,

@@ -49,8 +49,8 @@ def test_conditioning_is_the_core_type_with_all_slots(conditioning):
 
 
 def test_text_to_video_gives_frames_latents_and_their_speed(model, conditioning):
-    from comfyui_longcat.training.loop.events import NoCallbacks
-    from comfyui_longcat.training.models.components import open_vae
+    from comfyui_longcat.training.events import NoCallbacks
+    from comfyui_longcat.training.weights.components import open_vae
 
     frames, latent, fps = LongCatSampleT2V().sample(model, *conditioning, **SAMPLING)
     assert frames.shape == (9, 64, 96, 3) and frames.dtype == torch.float32

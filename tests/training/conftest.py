@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from comfyui_longcat.training.loop.events import NoCallbacks
+from comfyui_longcat.training.events import NoCallbacks
 
 
 @dataclass
 class Trainable:
     """What `train` needs besides its settings; tests must not write into its folders."""
 
-    handle: object
+    spec: object
     cache: object
 
 
@@ -29,7 +29,7 @@ class Listener(NoCallbacks):
         return [event for event in self.events if isinstance(event, kind)]
 
     def should_stop(self):
-        from comfyui_longcat.training.loop.events import StepReport
+        from comfyui_longcat.training.events import StepReport
 
         return self.stop_after is not None and len(self.of(StepReport)) >= self.stop_after
 
@@ -58,13 +58,14 @@ def trainable(tmp_path_factory, tiny_checkpoint) -> Trainable:
 
 def make_trainable(folder: Path, checkpoint: Path, precision: str = "fp32") -> Trainable:
     import torch
-    from comfyui_longcat.training.caches.handle import CacheFolders
+    from comfyui_longcat.training.caches.cache import CacheFolders
     from comfyui_longcat.training.caches.latents import cache_latents
     from comfyui_longcat.training.caches.text import cache_text
-    from comfyui_longcat.training.config import DatasetConfig, ModelConfig
-    from comfyui_longcat.training.data.pairs import pair_datasets
-    from comfyui_longcat.training.models.handle import ModelHandle
+    from comfyui_longcat.training.data.sets import pair_datasets
+    from comfyui_longcat.training.settings.dataset import DatasetConfig
+    from comfyui_longcat.training.settings.model import ModelConfig
     from comfyui_longcat.training.tiny.examples import draw_example_pairs
+    from comfyui_longcat.training.weights.spec import ModelSpec
 
     draw_example_pairs(folder / "targets", folder / "references")
     pairs = pair_datasets(
@@ -77,13 +78,13 @@ def make_trainable(folder: Path, checkpoint: Path, precision: str = "fp32") -> T
             resolution="64",
         ),
     )
-    handle = ModelHandle(
+    spec = ModelSpec(
         config=ModelConfig(model_flavour="tiny-edit", base_model_precision=precision),
         models_dirs=(checkpoint.parent,),
         folder=checkpoint,
     )
     device = torch.device("cpu")
     folders = CacheFolders(targets=folder / "cache" / "targets", references=folder / "cache" / "references")
-    cache, _ = cache_latents(pairs, handle, folders, device, NoCallbacks())
-    cache, _ = cache_text(cache, handle, folder / "cache" / "text", device, NoCallbacks())
-    return Trainable(handle=handle, cache=cache)
+    cache, _ = cache_latents(pairs, spec, folders, device, NoCallbacks())
+    cache, _ = cache_text(cache, spec, folder / "cache" / "text", device, NoCallbacks())
+    return Trainable(spec=spec, cache=cache)

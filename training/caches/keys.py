@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..config import ModelConfig
+import torch
+
+from ..data.clips import Clip
 from ..errors import DataError
+from ..events import Callbacks
 from ..files import sha256_of_file, sha256_of_json
-from ..loop.events import Callbacks
+from ..settings.model import ModelConfig
 from .store import tracked
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..data.clips import Clip
 
 LATENTS_CODE = "1"
 """Counts up when the way from a picture to its latents changes: reading, resize, crop, normalisation."""

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..data.clips import Clip, read_clip
+from ..data.media import read_image, to_pixels
 from ..data.records import ClipRecord, Record, TrainingSet
-from ..loop.events import Callbacks
-from ..models.family import Family, check_training_data, family_of
-from ..models.handle import ModelHandle
-from .handle import Cache, CachedRecord, CacheFolders, CacheReport
+from ..events import Callbacks
+from ..models.contract import Family
+from ..models.flavours import check_training_data
+from ..models.registry import family_of
+from ..weights.components import open_vae
+from ..weights.source import identity_of
+from ..weights.spec import ModelSpec
+from .cache import Cache, CachedRecord, CacheFolders, CacheReport
 from .keys import clip_parts, hash_pictures, latents_parts
 from .store import Item, check_folders, fill, load_tensor
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from ..data.clips import Clip
-
 
 def cache_latents(
-    dataset: TrainingSet, handle: ModelHandle, folders: CacheFolders, device: torch.device, callbacks: Callbacks
+    dataset: TrainingSet, spec: ModelSpec, folders: CacheFolders, device: torch.device, callbacks: Callbacks
 ) -> tuple[Cache, CacheReport]:
     """Makes sure that every picture or clip of `dataset` has its latents on disk; the VAE loads only if one is missing.
 
@@ -37,15 +40,13 @@ def cache_latents(
         CacheError: a file cannot be written.
         StoppedByUserError: asked to stop; finished files stay.
     """
-    from ..models.components import open_vae
-    from ..models.source import identity_of
 
-    check_training_data(handle.config, dataset.records)
+    check_training_data(spec.config, dataset.records)
     check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
-    vae = identity_of(handle, "vae", callbacks)
+    vae = identity_of(spec, "vae", callbacks)
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]
     hashes = hash_pictures(pictures, callbacks)
-    family = family_of(handle.config.model_family)
+    family = family_of(spec.config.model_family)
 
     def item(kind: str, record: Record, folder: Path, picture: Path) -> Item:
         clip = record.clip if isinstance(record, ClipRecord) and picture == record.target else None
@@ -64,7 +65,7 @@ def cache_latents(
         [item("reference", r, folders.references, picture) for picture in r.references] for r in dataset.records
     ]
     items = [each for target, refs in zip(targets, references, strict=True) for each in (target, *refs)]
-    report = fill("latents", items, lambda: open_vae(handle, device, callbacks), callbacks)
+    report = fill("latents", items, lambda: open_vae(spec, device, callbacks), callbacks)
     records = tuple(
         CachedRecord(record=record, latents=target.path, ref_latents=tuple(ref.path for ref in refs))
         for record, target, refs in zip(dataset.records, targets, references, strict=True)
@@ -83,8 +84,6 @@ def load_latents(path: Path) -> Tensor:
 
 def _encode(family: Family, picture: Path, record: Record, clip: Clip | None, vae: Any) -> Tensor:
     """latents: [1, C, h, w] or [1, C, T, h, w], float32, of a picture or a clip cropped as `record` says."""
-    from ..data.clips import read_clip
-    from ..data.media import read_image, to_pixels
 
     if clip is not None:
         pixels = read_clip(picture, clip.start, clip.frames, clip.fps, record.bucket, record.crop)

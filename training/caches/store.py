@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..data.records import TrainingSet
 from ..errors import CacheError, ConfigError, StoppedByUserError
+from ..events import Callbacks, StageProgress
 from ..files import sha256_of_json, write_json, write_safetensors
-from ..loop.events import Callbacks, StageProgress
-from .handle import CacheReport
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from .cache import CacheReport
 
 FORMAT_VERSION = "1"
 """Counts up when the layout of a cache file changes."""
@@ -71,7 +72,6 @@ def fill(
         StoppedByUserError: `callbacks.should_stop()`; finished items stay.
         CacheError: a file could not be written, or an encoding is not finite.
     """
-    import torch
 
     indexes = {folder: _read_index(folder) for folder in {item.folder for item in items}}
     unique: dict[Path, Item] = {}
@@ -208,7 +208,6 @@ def _read(path: Path, tensor: str, get: Callable[[Any], T]) -> T:
     Raises:
         CacheError: the file is missing, truncated, or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:

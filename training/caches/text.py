@@ -9,20 +9,24 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..data.media import read_image, to_pixels
 from ..data.records import Record
 from ..errors import ConfigError
-from ..loop.events import Callbacks
-from ..models.family import Family, check_training_data, family_of
-from ..models.handle import ModelHandle
-from .handle import Cache, CacheReport
+from ..events import Callbacks
+from ..models.contract import Family
+from ..models.flavours import check_training_data
+from ..models.registry import family_of
+from ..weights.components import compute_dtype, open_text_encoder
+from ..weights.source import identity_of
+from ..weights.spec import ModelSpec
+from .cache import Cache, CacheReport
 from .keys import hash_pictures, text_parts
 from .store import Item, check_folders, fill, load_tensor
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ def prompt_of(record: Record, kind: str, caption: str) -> Prompt:
 
 
 def cache_text(
-    cache: Cache, handle: ModelHandle, folder: Path, device: torch.device, callbacks: Callbacks
+    cache: Cache, spec: ModelSpec, folder: Path, device: torch.device, callbacks: Callbacks
 ) -> tuple[Cache, CacheReport]:
     """Makes sure that every record's instruction, and the empty one with the same reference, have their embeddings
     on disk; the text encoder loads only if one is missing.
@@ -70,10 +74,10 @@ def cache_text(
         CacheError: a file cannot be written.
         StoppedByUserError: asked to stop; finished files stay.
     """
-    _check(cache, handle, folder)
+    _check(cache, spec, folder)
     # An instruction and its empty twin follow each other: their reference is read once.
     prompts = [prompt for cached in cache.records for prompt in _prompts_of(cached.record)]
-    paths, report = cache_prompts(prompts, handle, folder, device, callbacks)
+    paths, report = cache_prompts(prompts, spec, folder, device, callbacks)
     records = tuple(
         replace(record, prompt_embeds=prompt, empty_prompt_embeds=empty)
         for record, prompt, empty in zip(cache.records, paths[0::2], paths[1::2], strict=True)
@@ -82,19 +86,18 @@ def cache_text(
 
 
 def cache_prompts(
-    prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, device: torch.device, callbacks: Callbacks
+    prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, device: torch.device, callbacks: Callbacks
 ) -> tuple[list[Path], CacheReport]:
     """The file of each prompt's embeddings; equal prompts share one, and only missing ones are encoded.
 
     Raises:
         DataError, ModelError, CacheError, StoppedByUserError: as `cache_text`.
     """
-    from ..models.components import open_text_encoder
 
-    if not family_of(handle.config.model_family).reads_references:
+    if not family_of(spec.config.model_family).reads_references:
         prompts = [replace(prompt, references=()) for prompt in prompts]
-    items = _items(prompts, handle, folder, callbacks)
-    report = fill("text", items, lambda: open_text_encoder(handle, device, callbacks), callbacks)
+    items = _items(prompts, spec, folder, callbacks)
+    report = fill("text", items, lambda: open_text_encoder(spec, device, callbacks), callbacks)
     return [item.path for item in items], report
 
 
@@ -107,13 +110,13 @@ def load_prompt_embeds(path: Path) -> Tensor:
     return load_tensor(path, "prompt_embeds", "LongCatCacheText")
 
 
-def _check(cache: Cache, handle: ModelHandle, folder: Path) -> None:
-    if cache.model_family != handle.config.model_family:
+def _check(cache: Cache, spec: ModelSpec, folder: Path) -> None:
+    if cache.model_family != spec.config.model_family:
         raise ConfigError(
-            f"The cache holds latents of {cache.model_family}, the model is {handle.config.model_family}."
+            f"The cache holds latents of {cache.model_family}, the model is {spec.config.model_family}."
             " Wire the same model into CacheVAELatents and LongCatCacheText."
         )
-    check_training_data(handle.config, [cached.record for cached in cache.records])
+    check_training_data(spec.config, [cached.record for cached in cache.records])
     check_folders(
         cache.dataset,
         {
@@ -129,14 +132,12 @@ def _prompts_of(record: Record) -> tuple[Prompt, Prompt]:
     return prompt_of(record, kind, record.caption), prompt_of(record, f"empty {kind}", "")
 
 
-def _items(prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, callbacks: Callbacks) -> list[Item]:
-    from ..models.components import compute_dtype
-    from ..models.source import identity_of
+def _items(prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, callbacks: Callbacks) -> list[Item]:
 
-    text_encoder = identity_of(handle, "text_encoder", callbacks)
-    dtype = compute_dtype(handle)
+    text_encoder = identity_of(spec, "text_encoder", callbacks)
+    dtype = compute_dtype(spec)
     hashes = hash_pictures([path for prompt in prompts for path in prompt.references], callbacks)
-    family = family_of(handle.config.model_family)
+    family = family_of(spec.config.model_family)
     pixels_of = functools.lru_cache(maxsize=1)(_read_pixels)
 
     def item(prompt: Prompt) -> Item:
@@ -146,9 +147,7 @@ def _items(prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, callbac
             source=f"{prompt.kind} of {prompt.origin}",
             folder=folder,
             tensor="prompt_embeds",
-            parts=text_parts(
-                handle.config, text_encoder, dtype, prompt.caption, references, prompt.bucket, prompt.crop
-            ),
+            parts=text_parts(spec.config, text_encoder, dtype, prompt.caption, references, prompt.bucket, prompt.crop),
             encode=functools.partial(_encode, family, prompt, pixels_of),
         )
 
@@ -157,7 +156,6 @@ def _items(prompts: Sequence[Prompt], handle: ModelHandle, folder: Path, callbac
 
 def _read_pixels(picture: Path, bucket: tuple[int, int], crop: tuple[float, float]) -> Tensor:
     """pixels: [1, 3, H, W], -1..1, of a picture file cropped to `bucket`."""
-    from ..data.media import read_image, to_pixels
 
     return to_pixels(read_image(picture), bucket, crop)
 

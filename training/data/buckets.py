@@ -6,8 +6,8 @@ import functools
 import math
 from collections.abc import Sequence
 
-from ..config import DatasetConfig
-from ..sizes import BUCKET_ALIGNMENT, Size, parse_resolutions
+from ..settings.dataset import DatasetConfig
+from ..settings.sizes import BUCKET_ALIGNMENT, Size, parse_resolutions
 
 LARGEST_ASPECT = 2.0
 """Long side over short side of the longest bucket (official: 1408x704); longer pictures are cropped to it."""

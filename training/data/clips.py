@@ -11,10 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config_dataset import FRAME_RATE, ClipConfig
 from ..errors import DataError
 from ..files import sha256_of_json
-from ..sizes import Size
+from ..settings.dataset import FRAME_RATE, ClipConfig
+from ..settings.sizes import Size
 from .media import CENTRE, to_pixels
 from .video_buckets import clip_frames
 from .video_files import OVERHANG, TimedFrame, VideoInfo, read_frames

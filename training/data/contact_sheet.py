@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .clips import iterate_pictures
 from .media import crop_to, read_image
 from .records import ClipRecord, Record, TrainingSet
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
 
 CELL = 192
 """Px; side of the square that each picture is fitted into."""
@@ -90,7 +88,6 @@ def _size_of(record: Record) -> str:
 
 def _pictures_of(record: Record, columns: int) -> list[Image.Image]:
     """As many as there are columns for pictures, empty places first."""
-    from PIL import Image
 
     if isinstance(record, ClipRecord):
         found = _frames_of(record)
@@ -125,7 +122,6 @@ def image_grid(
     Returns:
         one RGB picture.
     """
-    from PIL import Image, ImageDraw, ImageOps
 
     columns = max((len(row) for row in rows), default=0)
     pitch = cell + MARGIN
@@ -182,7 +178,6 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _font_for(text: str) -> ImageFont.FreeTypeFont:
     """Pillow's own font; for other writings one of the machine's, where there is one (else boxes are drawn)."""
-    from PIL import ImageFont
 
     if any(character > LAST_WESTERN for character in text):
         wide = _wide_font()
@@ -193,7 +188,6 @@ def _font_for(text: str) -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _wide_font() -> ImageFont.FreeTypeFont | None:
-    from PIL import ImageFont
 
     for name in WIDE_FONTS:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import unicodedata
@@ -9,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import DatasetConfig
 from ..errors import DataError
 from ..files import sha256_of_json
-from ..sizes import Size
+from ..settings.dataset import DatasetConfig
+from ..settings.sizes import Size
 from .media import IMAGE_SUFFIXES, image_size
 
 NAMES_SHOWN = 10
@@ -182,3 +183,20 @@ def natural_order(name: str) -> tuple[Iterable[str | int], str]:
     """Numbers by value, so that 2 comes before 10; the name itself settles 1 against 01."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def without_partner(side: PictureFolder, other: PictureFolder) -> list[str]:
+    """The fault, if any, that files of `side` have none of their name on the `other` side."""
+    unmatched = sorted(side.pictures.keys() - other.pictures.keys(), key=natural_order)
+    if not unmatched:
+        return []
+    # A misspelt name is most likely to mean one that is left over, too.
+    partners = sorted(other.pictures.keys() - side.pictures.keys()) or sorted(other.pictures)
+    lines = []
+    for name in unmatched[:NAMES_SHOWN]:
+        nearest = difflib.get_close_matches(name, partners, n=1, cutoff=0.0)[0]
+        lines.append(f"{side.pictures[name].name} (nearest: {other.pictures[nearest].name})")
+    return [
+        f"{len(unmatched)} of {len(side.pictures)} {side.role} have no picture of the same name among the {other.role}:"
+        f" {shown(lines, len(unmatched))}."
+    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ..sizes import Size
+from ..settings.sizes import Size
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
-from ..config import DatasetConfig
+from ..settings.dataset import DatasetConfig
 from .captions import Captions, missing_faults, nameless_warnings, read_captions
 from .folder import (
-    NAMES_SHOWN,
     PictureFolder,
     duplicate_faults,
     empty_faults,
     folder_faults,
-    natural_order,
     only_sound,
     read_sizes,
-    refuse,
     scan_folder,
     shown,
+    without_partner,
 )
+from .folder_records import records_of
 from .media import IMAGE_SUFFIXES
 from .records import Source, TrainingSet
-from .sets import records_of
-
-HEADLINE = "The two folders cannot be paired"
 
 
-def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
+def survey_picture_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
     """Matches each target with the reference and the instruction of exactly the same stem, in natural order.
-
-    Targets that are videos have start frames for references, see `video_sets.scan_videos`. Of pictures:
 
     The two pictures may have different suffixes. Read are the folders' own files: not hidden ones, not sub-folders,
     nothing that is no picture. Buckets, crop and repeats come from the target's size and settings. A caption among the
     references replaces the target's, as in SimpleTuner, with a warning.
 
-    Args:
-        targets: dataset_type "image" or "video"; instance_data_dir is an absolute path.
-        references: dataset_type "conditioning"; instance_data_dir is an absolute path.
-
-    Raises:
-        DataError: lists everything that is wrong, with counts, names and remedies.
+    Returns:
+        the pairs that are sound, and what is wrong with the others in `faults`.
     """
-    if targets.dataset_type == "video":
-        # Here, as it makes use of this module.
-        from .video_sets import scan_videos
-
-        return scan_videos(targets, references)
-    found = survey_pairs(targets, references)
-    refuse(HEADLINE, found.faults)
-    return found
-
-
-def survey_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
-    """As `pair_datasets`, but with the pairs that are sound, and what is wrong with the others in `faults`."""
-    if targets.dataset_type == "video":
-        from .video_sets import survey_videos
-
-        return survey_videos(targets, references)
     sources = (Source(targets=targets, references=references),)
     faults = _role_faults(targets, references)
     if faults:
@@ -119,23 +92,6 @@ def _unmatched_faults(left: PictureFolder, right: PictureFolder) -> list[str]:
             " reference."
         )
     return faults
-
-
-def without_partner(side: PictureFolder, other: PictureFolder) -> list[str]:
-    """The fault, if any, that files of `side` have none of their name on the `other` side."""
-    unmatched = sorted(side.pictures.keys() - other.pictures.keys(), key=natural_order)
-    if not unmatched:
-        return []
-    # A misspelt name is most likely to mean one that is left over, too.
-    partners = sorted(other.pictures.keys() - side.pictures.keys()) or sorted(other.pictures)
-    lines = []
-    for name in unmatched[:NAMES_SHOWN]:
-        nearest = difflib.get_close_matches(name, partners, n=1, cutoff=0.0)[0]
-        lines.append(f"{side.pictures[name].name} (nearest: {other.pictures[nearest].name})")
-    return [
-        f"{len(unmatched)} of {len(side.pictures)} {side.role} have no picture of the same name among the {other.role}:"
-        f" {shown(lines, len(unmatched))}."
-    ]
 
 
 def _file_names(folder: PictureFolder) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DatasetConfig
+from ..settings.dataset import DatasetConfig
 from .clips import Clip
 from .video_buckets import VideoBucket
 from .video_files import VideoInfo

@@ -1,86 +1,72 @@
-"""Datasets become training sets: a captioned folder, the records of one folder, and several sets in one."""
+"""Datasets become training sets: one folder, two that are paired, and several sets in one."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from ..config import DatasetConfig
 from ..errors import DataError
-from ..files import sha256_of_json
-from ..sizes import Size
-from .buckets import bucket_choices, nearest_bucket
-from .captions import missing_faults, nameless_warnings, read_captions
-from .folder import (
-    PictureFolder,
-    duplicate_faults,
-    empty_faults,
-    folder_faults,
-    only_sound,
-    read_sizes,
-    refuse,
-    scan_folder,
-)
-from .records import ClipRecord, Record, Source, TrainingSet
+from ..settings.dataset import DatasetConfig
+from ..settings.sizes import Size
+from .folder import refuse
+from .pairs import survey_picture_pairs
+from .pictures import survey_pictures
+from .records import ClipRecord, Record, TrainingSet
 from .video_buckets import VideoBucket
 from .video_files import VideoInfo
-
-HEADLINE = "The folder cannot be used"
-
-CROP_STEPS = 1000
-"""A random crop's place is one of this many, so that it has a short exact name."""
+from .video_sets import survey_videos
 
 
-def scan_dataset(config: DatasetConfig) -> TrainingSet:
+def survey_dataset(config: DatasetConfig) -> TrainingSet:
     """One captioned folder, of pictures for text-to-image or of videos.
 
     Args:
         config: dataset_type "image" or "video", any caption_strategy but none; instance_data_dir is an absolute path.
 
+    Returns:
+        what is sound, and what is wrong with the other files in `faults`.
+    """
+    return survey_videos(config) if config.dataset_type == "video" else survey_pictures(config)
+
+
+def survey_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
+    """Targets and references matched by name: pictures with pictures, videos with their start frames.
+
+    Args:
+        targets: dataset_type "image" or "video"; instance_data_dir is an absolute path.
+        references: dataset_type "conditioning"; instance_data_dir is an absolute path.
+
+    Returns:
+        the pairs that are sound, and what is wrong with the others in `faults`.
+    """
+    return (
+        survey_videos(targets, references)
+        if targets.dataset_type == "video"
+        else survey_picture_pairs(targets, references)
+    )
+
+
+def scan_dataset(config: DatasetConfig) -> TrainingSet:
+    """As `survey_dataset`.
+
     Raises:
         DataError: lists everything that is wrong, with counts, names and remedies.
     """
-    if config.dataset_type == "video":
-        # Here, as it makes use of this module.
-        from .video_sets import scan_videos
-
-        return scan_videos(config)
     found = survey_dataset(config)
-    refuse(HEADLINE, found.faults)
+    refuse("The videos cannot be used" if config.dataset_type == "video" else "The folder cannot be used", found.faults)
     return found
 
 
-def survey_dataset(config: DatasetConfig) -> TrainingSet:
-    """As `scan_dataset`, but with the files that are sound, and what is wrong with the others in `faults`."""
-    if config.dataset_type == "video":
-        from .video_sets import survey_videos
+def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
+    """As `survey_pairs`.
 
-        return survey_videos(config)
-    sources = (Source(targets=config),)
-    faults = folder_faults("pictures", config, "image")
-    if config.caption_strategy == "none":
-        faults.append(
-            f"Dataset {config.id!r} has caption_strategy 'none'; pictures to learn need captions. Choose textfile,"
-            " filename, instanceprompt, json or csv."
-        )
-    if faults:
-        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
-    folder = scan_folder("pictures", config)
-    if not folder.pictures:
-        return TrainingSet(sources=sources, records=(), faults=tuple(empty_faults(folder)))
-    captions = read_captions(folder)
-    sizes, size_faults = read_sizes(folder)
-    faults = duplicate_faults(folder.role, folder.path, folder.duplicates)
-    missing = [name for name in folder.names if name not in captions.by_name]
-    faults += [*captions.faults, *missing_faults(folder, captions, missing), *size_faults]
-    usable = only_sound(folder, captions.by_name, sizes) if faults else folder
-    return TrainingSet(
-        sources=sources,
-        records=records_of(usable, sizes, captions.by_name),
-        warnings=tuple(nameless_warnings(folder)),
-        faults=tuple(faults),
-    )
+    Raises:
+        DataError: lists everything that is wrong, with counts, names and remedies.
+    """
+    found = survey_pairs(targets, references)
+    videos = targets.dataset_type == "video"
+    refuse("The videos cannot be used" if videos else "The two folders cannot be paired", found.faults)
+    return found
 
 
 def training_set_of(given: TrainingSet | DatasetConfig) -> TrainingSet:
@@ -115,31 +101,6 @@ def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
             " own; to see pictures more often, raise repeats."
         )
     return joined
-
-
-def records_of(
-    folder: PictureFolder,
-    sizes: Mapping[str, Size],
-    captions: Mapping[str, str],
-    references: Mapping[str, Path] | None = None,
-) -> tuple[Record, ...]:
-    """A record for each picture of `folder` and each of its resolutions; all mappings are by stem."""
-    config = folder.config
-    records = []
-    for choices in bucket_choices(config):
-        for name in folder.names:
-            record = Record(
-                name=name,
-                target=folder.pictures[name],
-                references=(references[name],) if references else (),
-                caption=captions[name],
-                bucket=nearest_bucket(*sizes[name], choices),
-                crop=_crop_of(config, name),
-                repeats=config.repeats,
-            )
-            records.append(record)
-    # Small resolutions may share a bucket: the same record twice would be a hidden repeat.
-    return tuple(dict.fromkeys(records))
 
 
 def describe(dataset: TrainingSet) -> str:
@@ -192,14 +153,3 @@ def _about_videos(clips: Sequence[ClipRecord]) -> list[str]:
 
 def _rate_text(video: VideoInfo) -> str:
     return "of single pictures" if video.fps is None else f"at {float(round(video.fps, 2)):g} frames per second"
-
-
-def _crop_of(config: DatasetConfig, name: str) -> tuple[float, float]:
-    if config.crop_style == "center":
-        return (0.5, 0.5)
-    if config.crop_style == "corner":
-        return (0.0, 0.0)
-    if config.crop_style == "random":
-        digest = int(sha256_of_json({"dataset": config.id, "name": name}), 16)
-        return (digest % CROP_STEPS / CROP_STEPS, digest // CROP_STEPS % CROP_STEPS / CROP_STEPS)
-    raise DataError(f"crop_style is {config.crop_style!r}; it must be center, corner or random.")

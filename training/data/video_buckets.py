@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..sizes import FRAME_STEP, cut_down
+from ..settings.sizes import FRAME_STEP, cut_down
 
 
 class VideoBucket(NamedTuple):

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..config import DatasetConfig
 from ..errors import DataError
+from ..settings.dataset import DatasetConfig
 from .captions import missing_faults, nameless_warnings, read_captions
 from .clips import Clip, choose_clips, exact_rate
 from .folder import (
@@ -18,25 +18,22 @@ from .folder import (
     listed,
     only_sound,
     read_sizes,
-    refuse,
     same_names,
     scan_folder,
     shown,
     stem_of,
+    without_partner,
 )
+from .folder_records import records_of
 from .media import IMAGE_SUFFIXES
-from .pairs import without_partner
 from .records import ClipRecord, Record, Source, TrainingSet
-from .sets import records_of
 from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
-
-HEADLINE = "The videos cannot be used"
 
 LARGEST_ASPECT_ERROR = 1.02
 """Between the aspects of a clip and its start frame; more than that, and the crop shows another part."""
 
 
-def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
+def survey_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
     """The clips of a captioned folder of videos, each with the start frame of its stem.
 
     Without `start_frames` a clip's own first frame starts it, which its latents hold already: the VAE is causal, so
@@ -47,16 +44,9 @@ def scan_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None
             pictures as videos.
         start_frames: dataset_type "conditioning"; a folder of pictures, which get bucket and crop of their clips.
 
-    Raises:
-        DataError: lists everything that is wrong, with counts, names and remedies.
+    Returns:
+        the clips that are sound, and what is wrong with the other files in `faults`.
     """
-    found = survey_videos(config, start_frames)
-    refuse(HEADLINE, found.faults)
-    return found
-
-
-def survey_videos(config: DatasetConfig, start_frames: DatasetConfig | None = None) -> TrainingSet:
-    """As `scan_videos`, but with the clips that are sound, and what is wrong with the other files in `faults`."""
     sources = (Source(targets=config, references=start_frames),)
     faults = _setting_faults(config, start_frames)
     if faults:

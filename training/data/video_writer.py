@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image
 
 
 def write_video(path: Path, pictures: list[Image.Image], fps: float) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..caches.handle import Cache
-from ..config import TrainConfig
+from ..caches.cache import Cache
 from ..data.records import Record
 from ..errors import CacheError, ConfigError
-from ..memory import check_streaming
-from ..models.family import check_training_data, family_of, flavour_of
-from ..models.handle import ModelHandle
+from ..models.flavours import check_training_data, flavour_of
+from ..models.registry import family_of
+from ..settings.run import TrainConfig
+from ..weights.spec import ModelSpec
+from ..weights.streaming import check_streaming
 
 
-def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation_cache: Cache | None) -> None:
+def check_run(config: TrainConfig, spec: ModelSpec, cache: Cache, validation_cache: Cache | None) -> None:
     """Refuses settings, model and data that do not fit each other.
 
     Raises:
@@ -23,10 +24,10 @@ def check_run(config: TrainConfig, handle: ModelHandle, cache: Cache, validation
         ModelError: no such family.
     """
     for check in SETTINGS_CHECKS:
-        check(config, handle)
-    _check_cache(handle, cache, "cache")
+        check(config, spec)
+    _check_cache(spec, cache, "cache")
     if config.validation is not None and validation_cache is not None:
-        _check_cache(handle, validation_cache, "validation cache")
+        _check_cache(spec, validation_cache, "validation cache")
     check_batch_size(config, [cached.record for cached in cache.records])
 
 
@@ -43,20 +44,20 @@ def check_batch_size(config: TrainConfig, records: Sequence[Record]) -> None:
         )
 
 
-def _check_targets(config: TrainConfig, handle: ModelHandle) -> None:
-    family_of(handle.config.model_family).lora_targets(config.options.lora_target)
+def _check_targets(config: TrainConfig, spec: ModelSpec) -> None:
+    family_of(spec.config.model_family).lora_targets(config.options.lora_target)
 
 
-def _check_shift(config: TrainConfig, handle: ModelHandle) -> None:
-    if flavour_of(handle.config).draws_clips and config.options.flow_schedule_shift == 0:
+def _check_shift(config: TrainConfig, spec: ModelSpec) -> None:
+    if flavour_of(spec.config).draws_clips and config.options.flow_schedule_shift == 0:
         raise ConfigError(
             "flow_schedule_shift is 0, which would make every noise level of LongCat-Video 0. Use 12, the model's own,"
             " or -1, which stands for it."
         )
 
 
-def _check_streaming(config: TrainConfig, handle: ModelHandle) -> None:
-    check_streaming(handle.config, config.options.gradient_checkpointing)
+def _check_streaming(config: TrainConfig, spec: ModelSpec) -> None:
+    check_streaming(spec.config, config.options.gradient_checkpointing)
 
 
 def check_steps(config: TrainConfig) -> None:
@@ -72,7 +73,7 @@ def check_steps(config: TrainConfig) -> None:
         )
 
 
-def _check_steps(config: TrainConfig, handle: ModelHandle) -> None:
+def _check_steps(config: TrainConfig, spec: ModelSpec) -> None:
     check_steps(config)
 
 
@@ -80,22 +81,22 @@ SETTINGS_CHECKS = (_check_targets, _check_shift, _check_streaming, _check_steps)
 """Each raises ConfigError; they need no data."""
 
 
-def training_hints(handle: ModelHandle) -> tuple[str, ...]:
+def training_hints(spec: ModelSpec) -> tuple[str, ...]:
     """What a user should know before training on this model, although it is allowed."""
-    hint = flavour_of(handle.config).training_hint
+    hint = flavour_of(spec.config).training_hint
     return (hint,) if hint else ()
 
 
-def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
-    if cache.model_family != handle.config.model_family:
+def _check_cache(spec: ModelSpec, cache: Cache, what: str) -> None:
+    if cache.model_family != spec.config.model_family:
         raise ConfigError(
-            f"The {what} was made for {cache.model_family}, the model is {handle.config.model_family}. Wire the same"
+            f"The {what} was made for {cache.model_family}, the model is {spec.config.model_family}. Wire the same"
             " model into the cache nodes and TrainLoRA."
         )
-    check_same_purpose(handle, cache, what)
+    check_same_purpose(spec, cache, what)
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
-    check_training_data(handle.config, [cached.record for cached in cache.records])
+    check_training_data(spec.config, [cached.record for cached in cache.records])
     if not cache.has_text:
         raise ConfigError(
             f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
@@ -103,13 +104,13 @@ def _check_cache(handle: ModelHandle, cache: Cache, what: str) -> None:
     _check_files(cache, what)
 
 
-def check_same_purpose(handle: ModelHandle, cache: Cache, what: str) -> None:
+def check_same_purpose(spec: ModelSpec, cache: Cache, what: str) -> None:
     """Refuses latents of a twin for a real model, which nothing else would tell apart, and the other way round.
 
     Raises:
         ConfigError: only one of the two is of a rehearsal.
     """
-    if (handle.rehearsal is None) != (cache.real is None):
+    if (spec.rehearsal is None) != (cache.real is None):
         rehearsed, other = ("model", what) if cache.real is None else (what, "model")
         raise ConfigError(
             f"The {rehearsed} is one of a rehearsal, the {other} is not. Wire one LoadLongCat into the cache nodes and"

@@ -14,12 +14,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, as_tensor
 
 from ..errors import CheckpointError, LoraFileError
+from ..events import Callbacks, CheckpointSaved, WarningRaised
 from ..files import replacing_folder, sha256_of_file, write_json, write_safetensors
 from ..lora.file import check_lora, save_lora
-from .events import Callbacks, CheckpointSaved, WarningRaised
 from .state import TrainState
 
 FORMAT_VERSION = 1
@@ -118,7 +120,6 @@ def check_writable(state: TrainState, folder: Path) -> None:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    from torch import as_tensor
 
     tensors = {GENERATOR: state.generator.get_state()}
     for name, parameter in state.parameters.items():
@@ -144,8 +145,6 @@ def _numbers(state: TrainState) -> dict[str, Any]:
 
 
 def _restore(state: TrainState, checkpoint: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         numbers = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))

@@ -6,31 +6,28 @@ Legend of shapes: B batch, C channels, h w latent height and width.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
+from torch import Tensor
 
-from ..data.batches import Batch, load_batch
 from ..data.contact_sheet import image_grid
 from ..data.media import from_pixels
+from ..events import Callbacks
 from ..files import replacing
-from ..models.components import open_vae
-from ..models.handle import ModelHandle
-from ..models.latents import add_noise
-from .events import Callbacks
+from ..models.flow import add_noise
+from ..weights.components import open_vae
+from ..weights.spec import ModelSpec
+from .batches import Batch, load_batch
 from .state import TrainState
 from .step import Draws, draw, forward_step
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
 
 BATCHES = 3
 LARGEST_CELL = 512
 """Px; a picture of a larger bucket is shown smaller."""
 
 
-def write_debug_images(state: TrainState, handle: ModelHandle, folder: Path, callbacks: Callbacks) -> None:
+def write_debug_images(state: TrainState, spec: ModelSpec, folder: Path, callbacks: Callbacks) -> None:
     """Writes `batch-000001.png` and so on: the next batches, each with the random numbers that the training will draw.
 
     The predictions are all of the model as it is now; nothing of `state` is changed.
@@ -38,7 +35,7 @@ def write_debug_images(state: TrainState, handle: ModelHandle, folder: Path, cal
     # A copy: the training draws the same again.
     generator = torch.Generator("cpu").set_state(state.generator.get_state())
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), open_vae(handle, state.transformer.device, callbacks) as vae:
+    with torch.no_grad(), open_vae(spec, state.transformer.device, callbacks) as vae:
         for number in range(state.batches_done, state.batches_done + BATCHES):
             batch = load_batch(state.order.batch(number))
             draws = draw(state.family, state.config.options, batch.latents.shape, generator)

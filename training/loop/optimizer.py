@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..config import TrainConfig, TrainingOptions
 from ..errors import ConfigError
+from ..settings.run import TrainConfig, TrainingOptions
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PreviewError, StoppedByUserError
-from .events import Callbacks, CheckpointSaved, Event, RunStarted, StageProgress, StepReport
+from ..events import Callbacks, CheckpointSaved, Event, RunStarted, StageProgress, StepReport
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..caches.handle import Cache
-from ..config import TrainConfig
+from ..caches.cache import Cache
 from ..errors import CheckpointError
+from ..events import Callbacks, WarningRaised
 from ..files import replacing, sha256_of_file, sha256_of_json, write_json
-from ..models.family import flavour_of
-from ..models.handle import ModelHandle
+from ..models.flavours import flavour_of
+from ..settings.run import TrainConfig
+from ..weights.spec import ModelSpec
 from .checkpoint import ADAPTER_FILE, list_checkpoints, step_of
-from .events import Callbacks, WarningRaised
 from .run_lock import exclusive
 
 CODE_VERSION = 1
@@ -97,7 +97,7 @@ class RunFolder:
         write_json(self.folder / "manifest.json", dataclasses.asdict(self.manifest))
 
 
-def run_fingerprint(config: TrainConfig, handle: ModelHandle, cache: Cache, transformer_identity: str) -> str:
+def run_fingerprint(config: TrainConfig, spec: ModelSpec, cache: Cache, transformer_identity: str) -> str:
     """Hash of everything that decides the trained numbers.
 
     Not in it: the name, where and how often things are saved, and the previews, which draw from seeds of their own.
@@ -111,7 +111,7 @@ def run_fingerprint(config: TrainConfig, handle: ModelHandle, cache: Cache, tran
         del settings["options"][name]
     # Not above 0 both mean the model's own shift, and pictures have no first frame: their runs stay the same.
     settings["options"]["flow_schedule_shift"] = max(config.options.flow_schedule_shift, 0.0)
-    if not flavour_of(handle.config).draws_clips:
+    if not flavour_of(spec.config).draws_clips:
         del settings["options"]["first_frame_probability"]
     if config.options.lr_scheduler in STEADY_SCHEDULES:
         del settings["max_train_steps"]
@@ -120,8 +120,8 @@ def run_fingerprint(config: TrainConfig, handle: ModelHandle, cache: Cache, tran
             "code": CODE_VERSION,
             "train": settings,
             "transformer": transformer_identity,
-            "precision": handle.config.base_model_precision,
-            "loras": [[sha256_of_file(use.path), use.strength] for use in handle.loras],
+            "precision": spec.config.base_model_precision,
+            "loras": [[sha256_of_file(use.path), use.strength] for use in spec.loras],
             "cache": cache.fingerprint(),
         }
     )
@@ -156,15 +156,15 @@ def claim_run(config: TrainConfig, fingerprint: str, runs_dir: Path, lora_dir: P
         yield run
 
 
-def settings_of(config: TrainConfig, handle: ModelHandle, cache: Cache) -> dict[str, Any]:
+def settings_of(config: TrainConfig, spec: ModelSpec, cache: Cache) -> dict[str, Any]:
     """For config.json: all that is needed to run the same again on this machine."""
     return {
         "format_version": 1,
         "train": dataclasses.asdict(config),
-        "model": dataclasses.asdict(handle.config),
-        "model_folder": str(handle.folder) if handle.folder else None,
-        "model_files": {name: str(path) for name, path in vars(handle.files).items()} if handle.files else None,
-        "loras": [{"path": str(use.path), "strength": use.strength} for use in handle.loras],
+        "model": dataclasses.asdict(spec.config),
+        "model_folder": str(spec.folder) if spec.folder else None,
+        "model_files": {name: str(path) for name, path in vars(spec.files).items()} if spec.files else None,
+        "loras": [{"path": str(use.path), "strength": use.strength} for use in spec.loras],
         "sources": [dataclasses.asdict(source) for source in cache.dataset.sources],
         "cache_folders": {
             name: str(folder) if folder else None
@@ -177,14 +177,14 @@ def settings_of(config: TrainConfig, handle: ModelHandle, cache: Cache) -> dict[
     }
 
 
-def lora_metadata(config: TrainConfig, handle: ModelHandle, cache: Cache, fingerprint: str) -> dict[str, str]:
+def lora_metadata(config: TrainConfig, spec: ModelSpec, cache: Cache, fingerprint: str) -> dict[str, str]:
     """For the LoRA file. Equal training gives equal files, whatever the run is called and however it is previewed."""
-    settings = settings_of(config, handle, cache)["train"]
+    settings = settings_of(config, spec, cache)["train"]
     training = {name: value for name, value in settings.items() if name not in ("run_name", "restart", "validation")}
     return {
-        "model_family": handle.config.model_family,
-        "model_flavour": handle.config.model_flavour,
-        "base_model_precision": handle.config.base_model_precision,
+        "model_family": spec.config.model_family,
+        "model_flavour": spec.config.model_flavour,
+        "base_model_precision": spec.config.base_model_precision,
         "dataset_fingerprint": cache.fingerprint(),
         "run_fingerprint": fingerprint,
         "samples": str(len(cache.records)),

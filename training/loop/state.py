@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..caches.handle import Cache
-from ..config import TrainConfig
-from ..data.batches import BatchOrder
+from ..caches.cache import Cache
+from ..events import Callbacks
 from ..lora.inject import inject_lora
-from ..models.components import open_transformer
-from ..models.family import Family, family_of
-from ..models.handle import ModelHandle
-from .events import Callbacks
+from ..lora.transformer import open_transformer
+from ..models.contract import Family
+from ..models.registry import family_of
+from ..settings.run import TrainConfig
+from ..weights.spec import ModelSpec
+from .batches import BatchOrder
 from .optimizer import make_ema, make_optimizer, make_scheduler
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class TrainState:
 @contextlib.contextmanager
 def open_state(
     config: TrainConfig,
-    handle: ModelHandle,
+    spec: ModelSpec,
     cache: Cache,
     device: torch.device,
     metadata: Mapping[str, str],
@@ -86,11 +87,11 @@ def open_state(
 
     Raises:
         ModelError: the model cannot be loaded.
-        LoraFileError: a LoRA of the handle does not fit.
+        LoraFileError: a LoRA of the spec does not fit.
     """
     options = config.options
-    family = family_of(handle.config.model_family)
-    with open_transformer(handle, device, callbacks, training=True) as transformer:
+    family = family_of(spec.config.model_family)
+    with open_transformer(spec, device, callbacks, training=True) as transformer:
         targets = family.lora_targets(options.lora_target)
         parameters = inject_lora(transformer, targets, config.lora_rank, options.lora_alpha, config.seed)
         if options.gradient_checkpointing:

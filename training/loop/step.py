@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainingOptions
-from ..data.batches import Batch
-from ..models.family import Family
-from ..models.latents import add_noise, velocity_target
-from .sigmas import draw_sigmas, training_shift
+from ..models.contract import Family
+from ..models.flow import add_noise, draw_sigmas, training_shift, velocity_target
+from ..settings.run import TrainingOptions
+from .batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ def draw(family: Family, options: TrainingOptions, latents_shape: Sequence[int],
     batch_size, shift = latents_shape[0], training_shift(options, family, latents_shape)
     return Draws(
         noise=torch.randn(tuple(latents_shape), generator=generator, dtype=torch.float32),
-        sigmas=draw_sigmas(batch_size, shift, generator, family.noise_levels),
+        sigmas=draw_sigmas(batch_size, shift, generator, family.sigma_distribution),
         dropped=torch.rand(batch_size, generator=generator) < options.caption_dropout_probability,
         start_given=_start_given(options, latents_shape, generator),
     )

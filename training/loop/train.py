@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from ..caches.handle import Cache
-from ..config import TrainConfig
-from ..data.batches import load_batch
+from ..caches.cache import Cache
 from ..errors import NonFiniteLossError, StoppedByUserError
+from ..events import Callbacks, RunFinished, RunStarted, StepReport, WarningRaised
 from ..files import write_json
-from ..models.handle import ModelHandle
-from ..models.source import identity_of
-from ..validation import Previews, newest_pictures, prepare_previews
+from ..settings.run import TrainConfig
+from ..weights.source import identity_of
+from ..weights.spec import ModelSpec
+from .batches import load_batch
 from .check import check_run, training_hints
 from .checkpoint import check_writable, remove_unfinished, restore_newest, save_checkpoint
 from .debug import write_debug_images
-from .events import Callbacks, RunFinished, RunStarted, StepReport, WarningRaised
 from .optimizer import clip_gradients
+from .previews import Previews, newest_pictures, prepare_previews
 from .record import Recorder, raise_if_previews_failed, read_losses, recording
 from .run_folder import FINISHED, RunFolder, claim_run, lora_metadata, publish_lora, run_fingerprint, settings_of
 from .state import TrainState, open_state
@@ -55,9 +55,7 @@ class TrainResult:
     step: int
 
 
-def train(
-    config: TrainConfig, handle: ModelHandle, cache: Cache, places: RunPlaces, callbacks: Callbacks
-) -> TrainResult:
+def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces, callbacks: Callbacks) -> TrainResult:
     """Trains a LoRA, or goes on with it, or returns it if it is finished.
 
     Raises:
@@ -67,23 +65,23 @@ def train(
         PreviewError: previews failed: at once before the first step, else when the LoRA is finished and saved.
         StoppedByUserError: asked to stop; everything is saved.
     """
-    check_run(config, handle, cache, places.validation_cache)
-    identity = identity_of(handle, "transformer", callbacks)
-    fingerprint = run_fingerprint(config, handle, cache, identity)
+    check_run(config, spec, cache, places.validation_cache)
+    identity = identity_of(spec, "transformer", callbacks)
+    fingerprint = run_fingerprint(config, spec, cache, identity)
     with claim_run(config, fingerprint, places.runs_dir, places.lora_dir) as run:
         if run.finished:
             return _result_of_finished(run, places, callbacks)
         with recording(run, callbacks) as recorder, torch.inference_mode(False), torch.enable_grad():
-            _prepare_folder(run, config, handle, cache, recorder)
+            _prepare_folder(run, config, spec, cache, recorder)
             pairs = places.validation_cache or cache
-            previews = prepare_previews(config.validation, handle, pairs, run.samples, places.device, recorder)
-            metadata = lora_metadata(config, handle, cache, fingerprint)
-            with open_state(config, handle, cache, places.device, metadata, recorder) as state:
+            previews = prepare_previews(config.validation, spec, pairs, run.samples, places.device, recorder)
+            metadata = lora_metadata(config, spec, cache, fingerprint)
+            with open_state(config, spec, cache, places.device, metadata, recorder) as state:
                 check_writable(state, run.folder)
                 restore_newest(state, run.checkpoints, recorder)
                 _announce(state, run, recorder)
                 if config.options.debug_images:
-                    write_debug_images(state, handle, run.folder / "debug", recorder)
+                    write_debug_images(state, spec, run.folder / "debug", recorder)
                 with _saving_when_stopped(state, run, recorder):
                     _preview_if_due(state, run, previews, recorder)
                     while state.step < config.max_train_steps:
@@ -155,12 +153,10 @@ def _result_of_finished(run: RunFolder, places: RunPlaces, callbacks: Callbacks)
     )
 
 
-def _prepare_folder(
-    run: RunFolder, config: TrainConfig, handle: ModelHandle, cache: Cache, callbacks: Callbacks
-) -> None:
+def _prepare_folder(run: RunFolder, config: TrainConfig, spec: ModelSpec, cache: Cache, callbacks: Callbacks) -> None:
     remove_unfinished(run.checkpoints)
-    write_json(run.folder / "config.json", settings_of(config, handle, cache))
-    for note in run.notes if run.manifest.step else (*run.notes, *training_hints(handle)):
+    write_json(run.folder / "config.json", settings_of(config, spec, cache))
+    for note in run.notes if run.manifest.step else (*run.notes, *training_hints(spec)):
         callbacks.on_event(WarningRaised(message=note))
 
 

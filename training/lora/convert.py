@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ConfigError, LoraFileError
@@ -106,8 +108,6 @@ def _top(layout: str, file: Path) -> Path:
 
 
 def _holds(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> bool:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         found = load_file(file)

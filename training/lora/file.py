@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import LoraFileError
@@ -155,7 +156,6 @@ def _facts(transformer: nn.Module, sign: str) -> dict[str, str]:
 
 
 def _load(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:

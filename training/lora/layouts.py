@@ -34,14 +34,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from ..errors import LoraFileError
 from .names import FAMILIES, HYPHEN, OFFICIAL, LoraFamily, Names, family_of_modules, find_layer
 from .regroup import LoraWeights, diagonal_blocks, regroup
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PARTS = {
     "lora_A.weight": "a",
@@ -109,7 +108,6 @@ def tensors_in(family: LoraFamily, layout: str, weights: Mapping[str, LoraWeight
     Args:
         weights: by the model's own names; all of the family (`check_modules`) unless the layout has these names.
     """
-    import torch
 
     spelling = family.layouts[layout]
     named = weights if spelling.scheme == 0 else in_scheme(family, spelling.scheme, weights)
@@ -195,7 +193,6 @@ def _as_official(tensors: Mapping[str, Tensor], ends: tuple[str, str]) -> dict[s
     The official loader (longcat_video/modules/lora_utils.py) counts the blocks in the file, but is told one rank for
     all modules.
     """
-    import torch
 
     adapters = {}
     for key, a in tensors.items():

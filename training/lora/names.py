@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..models import native_keys
-from ..models.video_dit import keys as video_keys
+from ..weights import native_keys, video_keys
 
 PORTABLE, PEFT, FUSED, KOHYA = "portable", "peft", "native", "kohya"
 OFFICIAL, WRAPPER, FASTVIDEO = "official", "wanvideowrapper", "fastvideo"

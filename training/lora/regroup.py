@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from .names import LoraFamily
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,6 @@ def regroup(
 
 def diagonal_blocks(weights: LoraWeights, count: int) -> list[Tensor] | None:
     """The blocks [out / s, r / s] of a block-diagonal B; None if B is not, or has empty blocks."""
-    import torch
 
     rows, rank = weights.b.shape
     if rows % count or rank % count:
@@ -61,7 +59,6 @@ def diagonal_blocks(weights: LoraWeights, count: int) -> list[Tensor] | None:
 
 
 def _swapped(weights: LoraWeights) -> LoraWeights:
-    import torch
 
     return LoraWeights(a=weights.a, b=torch.cat(weights.b.chunk(2)[::-1]))
 
@@ -91,7 +88,6 @@ def _join(family: LoraFamily, parts: Sequence[str], weights: Mapping[str, LoraWe
 
     The rank of the stacked one is the sum of the parts' ranks. Parts without adapter get rows of zeros.
     """
-    import torch
 
     present = [weights[part] for part in parts if part in weights]
     first = present[0].a

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..caches.handle import RealData
-from ..config import TrainConfig
+import torch
+
+from ..caches.cache import RealData
 from ..data.records import ClipRecord, Record
-from ..devices import choose_dtype
 from ..errors import LongCatError
 from ..loop.check import SETTINGS_CHECKS, check_batch_size, training_hints
 from ..loop.train import RunPlaces
-from ..models.family import FLAVOURS, check_training_data, flavour_of
-from ..models.handle import ModelHandle, Rehearsal
-from ..models.source import check_files, present_folder
+from ..models.flavours import FLAVOURS, check_training_data, flavour_of
+from ..settings.run import TrainConfig
+from ..weights.devices import choose_dtype
+from ..weights.source import check_files, present_folder
+from ..weights.spec import ModelSpec, Rehearsal
 from .data_checks import data_surprises, small_buckets
 from .estimate import GB, Needs, needs_of
 from .small import CLIPS
@@ -98,7 +100,7 @@ def _look_at_data(data: RealData, run: RealRun, found: Findings) -> None:
     found.surprises += [surprise for surprise in surprises if surprise not in found.surprises]
 
 
-def _tokenizer_folder(model: ModelHandle) -> Path | None:
+def _tokenizer_folder(model: ModelSpec) -> Path | None:
     if model.files is not None:
         return model.files.tokenizer
     try:
@@ -159,7 +161,6 @@ def _look_at_memory(needs: Needs, run: RealRun, found: Findings) -> None:
             " more."
         )
         return
-    import torch
 
     total = torch.cuda.mem_get_info(device)[1]
     card = f"{torch.cuda.get_device_name(device)} has {total / GB:.1f} GB, the run needs about {peak / GB:.1f} GB"

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..caches.handle import RealData
+from ..caches.cache import RealData
 from ..data.folder import shown
 from ..data.media import image_size
 from ..data.records import ClipRecord, Record
-from ..models.family import IMAGE_FAMILY
-from ..models.handle import ModelHandle
-from ..models.longcat_image_prompt import PROMPT_SLOTS, whole_prompt
-from ..models.longcat_video_prompt import clean_prompt
-from ..sizes import Size
+from ..models.flavours import IMAGE_FAMILY
+from ..models.image.prompt import PROMPT_SLOTS, whole_prompt
+from ..models.video.prompt import clean_prompt
+from ..settings.sizes import Size
+from ..weights.spec import ModelSpec
 
 ENLARGED = 1.05
 """A picture that is stretched by more is told."""
@@ -26,7 +26,7 @@ LETTERS_PER_TOKEN = 4
 """Of Latin text, about; a Chinese character is counted as a token."""
 
 
-def data_surprises(data: RealData, model: ModelHandle, tokenizer_folder: Path | None) -> list[str]:
+def data_surprises(data: RealData, model: ModelSpec, tokenizer_folder: Path | None) -> list[str]:
     """One sentence each, with counts and the first names.
 
     Args:
@@ -98,7 +98,7 @@ def _other_aspects(records: Sequence[Record], sizes: dict[Path, Size]) -> list[s
     ]
 
 
-def _long_captions(records: Sequence[Record], model: ModelHandle, tokenizer_folder: Path | None) -> list[str]:
+def _long_captions(records: Sequence[Record], model: ModelSpec, tokenizer_folder: Path | None) -> list[str]:
     count = _counter(model, tokenizer_folder)
     lengths = {record.name: count(record.caption) for record in records}
     long = [f"{name} ({tokens})" for name, tokens in lengths.items() if tokens > PROMPT_SLOTS]
@@ -111,7 +111,7 @@ def _long_captions(records: Sequence[Record], model: ModelHandle, tokenizer_fold
     ]
 
 
-def _counter(model: ModelHandle, folder: Path | None) -> Callable[[str], int]:
+def _counter(model: ModelSpec, folder: Path | None) -> Callable[[str], int]:
     if folder is None:
         return _guessed_tokens
     from transformers import AutoTokenizer

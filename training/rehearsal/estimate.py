@@ -13,17 +13,22 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..config import QUANTISED_PRECISIONS, ModelConfig, TrainConfig, ValidationConfig
+import torch
+from torch import nn
+
 from ..data.records import ClipRecord, Record
-from ..memory import blocks_of, streamed_blocks
-from ..models.family import IMAGE_FAMILY, VIDEO_FAMILY, family_of
-from ..models.video_latents import latent_frames
-from ..sizes import PIXELS_PER_TOKEN, Size, parse_size
-
-if TYPE_CHECKING:
-    from torch import nn
+from ..models.flavours import IMAGE_FAMILY, VIDEO_FAMILY
+from ..models.registry import family_of
+from ..models.video.latents import latent_frames
+from ..models.video.transformer import LongCatVideoTransformer3DModel
+from ..settings.model import QUANTISED_PRECISIONS, ModelConfig
+from ..settings.run import TrainConfig
+from ..settings.sizes import PIXELS_PER_TOKEN, Size, parse_size
+from ..settings.validation import ValidationConfig
+from ..weights.quantisation import linears_to_quantise
+from ..weights.streaming import blocks_of, streamed_blocks
 
 GB = 1e9
 
@@ -145,10 +150,7 @@ def released_transformer(family: str) -> nn.Module:
 
     Image: 10 double and 20 single blocks, counted from the released files; video: the class's own defaults.
     """
-    import torch
     from diffusers import LongCatImageTransformer2DModel
-
-    from ..models.video_dit.dit import LongCatVideoTransformer3DModel
 
     with torch.device("meta"):
         if family == VIDEO_FAMILY:
@@ -158,7 +160,6 @@ def released_transformer(family: str) -> nn.Module:
 
 def adapter_weights(family: str, config: TrainConfig) -> int:
     """Weights of the adapter that the run trains."""
-    from torch import nn
 
     targets = family_of(family).lora_targets(config.options.lora_target)
     sides = (
@@ -208,7 +209,6 @@ def resident_bytes(model: ModelConfig) -> float:
 
 def weight_bytes(module: nn.Module, precision: str, name: str = "") -> float:
     """Bytes of a part of a model in `precision`; `name` is its full name within the model."""
-    from ..quantisation import linears_to_quantise
 
     quantised = 0
     if precision in QUANTISED_PRECISIONS:

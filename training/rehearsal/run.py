@@ -7,13 +7,13 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 
-from ..caches.handle import Cache
-from ..config import TrainConfig
+from ..caches.cache import Cache
 from ..errors import LongCatError, StoppedByUserError
-from ..loop.events import Callbacks, Event, RehearsalDone, StepReport
+from ..events import Callbacks, Event, RehearsalDone, StepReport
 from ..loop.train import RunPlaces, TrainResult, train
 from ..lora.file import read_lora
-from ..models.handle import ModelHandle
+from ..settings.run import TrainConfig
+from ..weights.spec import ModelSpec
 from .checks import Findings, RealRun, kind_of, look_at
 from .report import RehearsalError, RehearsalReport
 
@@ -34,7 +34,7 @@ class SmallRun:
     """What stands for the real run."""
 
     config: TrainConfig
-    handle: ModelHandle
+    spec: ModelSpec
     """The twin's."""
     cache: Cache
     validation_cache: Cache | None
@@ -96,10 +96,10 @@ def _trained(small: SmallRun, places: RunPlaces, found: Findings, callbacks: Cal
         if config.max_train_steps > 1:
             halfway = _StopsHalfway(callbacks, config.max_train_steps // 2)
             with contextlib.suppress(StoppedByUserError):
-                train(config, small.handle, small.cache, places, halfway)
+                train(config, small.spec, small.cache, places, halfway)
             if callbacks.should_stop():
                 raise StoppedByUserError("The rehearsal was stopped.")
-        result = train(config, small.handle, small.cache, places, callbacks)
+        result = train(config, small.spec, small.cache, places, callbacks)
         read_lora(result.lora)
     except StoppedByUserError:
         raise
@@ -137,7 +137,7 @@ def _title(real: RealRun, small: SmallRun) -> str:
     model = real.rehearsal.model.config
     return (
         f"Rehearsal of {real.config.run_name} ({model.model_family}, {model.model_flavour}) on the twin"
-        f" {small.handle.config.model_flavour}"
+        f" {small.spec.config.model_flavour}"
     )
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..caches.store import tracked
-from ..config import ModelConfig
 from ..data.buckets import buckets, nearest_bucket
 from ..data.clips import iterate_pictures
 from ..data.folder import listed
 from ..data.media import read_image
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..errors import ConfigError, DataError
-from ..loop.events import Callbacks
-from ..models.family import check_training_data
-from ..sizes import PIXELS_PER_TOKEN
+from ..events import Callbacks
+from ..models.flavours import check_training_data
+from ..settings.model import ModelConfig
+from ..settings.sizes import PIXELS_PER_TOKEN
 
 PICTURES = 32
 """So many records run through the twin, some of every bucket; all are looked at."""

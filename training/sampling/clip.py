@@ -9,21 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..config import VideoSampleConfig
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ..data.media import to_pixels
 from ..errors import ConfigError
-from ..loop.events import Callbacks
-from ..models.family import Family, family_of, flavour_of
-from ..models.handle import ModelHandle
+from ..events import Callbacks
+from ..lora.transformer import open_transformer
+from ..models.contract import Family
+from ..models.flavours import flavour_of
+from ..models.flow import distill_sigmas, video_sigmas
+from ..models.registry import family_of
+from ..models.video.latents import check_clip, denormalise, latent_frames
+from ..settings.sampling import VideoSampleConfig
+from ..weights.components import open_vae
+from ..weights.source import component_config
+from ..weights.spec import ModelSpec
+from .image import initial_noise
 from .picture import PIXELS_PER_LATENT, Conditioning, step_reporter, stop_if_asked
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from .video import ZeroStarGuidance
+from .video import ZeroStarGuidance, sample_video, with_shared_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +54,13 @@ def start_size(config: VideoSampleConfig, frame: tuple[int, int]) -> tuple[int, 
 
 def start_pixels(config: VideoSampleConfig, frame: Image) -> Tensor:
     """An RGB start frame -> pixels [1, 3, H, W] of `start_size`: resized to cover it and cropped, as in training."""
-    from ..data.media import to_pixels
 
     return to_pixels(frame, start_size(config, frame.size))
 
 
 def sample_clip(
     config: VideoSampleConfig,
-    handle: ModelHandle,
+    spec: ModelSpec,
     prompts: tuple[Conditioning, Conditioning],
     start: Tensor | None,
     device: torch.device,
@@ -65,7 +71,7 @@ def sample_clip(
 
     Args:
         config: its width and height count where there is no start.
-        handle: the model with its LoRAs.
+        spec: the model with its LoRAs.
         prompts: positive and negative; the latter is not used where there is no guidance.
         start: pixels of a start frame [1, 3, H, W] as `start_pixels` makes them, or of the end of another clip
             [1, 3, F, H, W] (`video.last_frames`); the clip begins with it and has its size. None: text-to-video.
@@ -78,52 +84,44 @@ def sample_clip(
         ModelError: the model's folder is missing or of another family, or the start was changed while sampling.
         StoppedByUserError: asked to stop.
     """
-    from ..models.components import open_transformer, open_vae
-    from ..models.source import component_config
-    from ..models.video_latents import denormalise
-    from .video import sample_video, with_shared_cache
 
-    _check_flavour(handle)
+    _check_flavour(spec)
     _check_start(start, config.num_frames)
-    transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
+    transformer_config, vae_config = (component_config(spec, name, callbacks) for name in ("transformer", "vae"))
     _check_fit("positive", prompts[0], transformer_config)
     _check_fit("negative", prompts[1], transformer_config)
-    family = family_of(handle.config.model_family)
-    start_latents = None if start is None else _encoded(family, handle, start, device, callbacks)
+    family = family_of(spec.config.model_family)
+    start_latents = None if start is None else _encoded(family, spec, start, device, callbacks)
     sigmas = _sigmas(config)
     noise = _noise(config, start_latents, vae_config)
     inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
     on_step = step_reporter(len(sigmas) - 1, callbacks, lambda frame: preview(frame.unsqueeze(2)))
-    with open_transformer(handle, device, callbacks) as transformer:
+    with open_transformer(spec, device, callbacks) as transformer:
         if start is not None and start.ndim == 5:
             # As released: a single start frame is computed along at each step, and counts in the fit of the guidance.
             inputs, guidance = with_shared_cache(transformer, inputs, guidance)
         latents = sample_video(family, transformer, noise, inputs, sigmas, guidance, on_step)
-    with open_vae(handle, device, callbacks) as vae:
+    with open_vae(spec, device, callbacks) as vae:
         pixels = family.decode(vae, latents)
     return ClipSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
 
 
-def _encoded(family: Family, handle: ModelHandle, start: Tensor, device: torch.device, callbacks: Callbacks) -> Tensor:
+def _encoded(family: Family, spec: ModelSpec, start: Tensor, device: torch.device, callbacks: Callbacks) -> Tensor:
     """Latents [1, C, n, h, w] of a start frame or of the end of a clip, on the CPU."""
-    from ..models.components import open_vae
 
-    with open_vae(handle, device, callbacks) as vae:
+    with open_vae(spec, device, callbacks) as vae:
         latents = family.encode_pixels(vae, start.to(device)).cpu()
     stop_if_asked(callbacks)
     return latents
 
 
 def _sigmas(config: VideoSampleConfig) -> Tensor:
-    from .video_schedule import distill_sigmas, video_sigmas
 
     return distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
 
 
 def _noise(config: VideoSampleConfig, start_latents: Tensor | None, vae_config: dict[str, Any]) -> Tensor:
     """[1, C, T, h, w], for all frames: given ones take nothing away from the others' noise."""
-    from ..models.video_latents import latent_frames
-    from .image import initial_noise
 
     if start_latents is None:
         sides = config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT
@@ -141,7 +139,6 @@ def _inputs(
     device: torch.device,
 ) -> tuple[Any, ZeroStarGuidance | None]:
     """`VideoInputs` of the prompt, and the guidance away from the negative one if there is any."""
-    from .video import ZeroStarGuidance
 
     starts = [] if start_latents is None else [start_latents]
     # Cloned: ComfyUI hands over inference tensors.
@@ -153,8 +150,8 @@ def _inputs(
     return inputs, ZeroStarGuidance(inputs=negative, scale=config.guidance_scale)
 
 
-def _check_flavour(handle: ModelHandle) -> None:
-    config = handle.config
+def _check_flavour(spec: ModelSpec) -> None:
+    config = spec.config
     if not flavour_of(config).draws_clips:
         raise ConfigError(
             f"model_family {config.model_family} draws pictures, not clips. Choose model_family longcat_video in"
@@ -163,7 +160,6 @@ def _check_flavour(handle: ModelHandle) -> None:
 
 
 def _check_start(start: Tensor | None, num_frames: int) -> None:
-    from ..models.video_latents import check_clip
 
     if start is None:
         return

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from ..config import SampleConfig
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ..data.media import to_pixels
 from ..errors import ConfigError
-from ..loop.events import Callbacks
-from ..models.family import flavour_of
-from ..models.handle import ModelHandle
-from ..sizes import PIXELS_PER_TOKEN
+from ..events import Callbacks
+from ..models.flavours import flavour_of
+from ..settings.sampling import SampleConfig
+from ..settings.sizes import PIXELS_PER_TOKEN
+from ..weights.spec import ModelSpec
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
 
 EDIT_AREA = 1024 * 1024
 """Px; area that the released edit pipeline brings every reference to."""
@@ -37,7 +36,7 @@ def edit_size(width: int, height: int) -> tuple[int, int]:
 
 
 def encode_edit(
-    handle: ModelHandle,
+    spec: ModelSpec,
     reference: Image,
     prompts: Sequence[str],
     size: SampleConfig,
@@ -47,7 +46,7 @@ def encode_edit(
     """Encodes prompts about one reference; the text encoder is released before the VAE is loaded.
 
     Args:
-        handle: the model.
+        spec: the model.
         reference: RGB; cover-resized and centre-cropped to `size`, as the trainer does.
         prompts: each may be empty.
         size: width and height in px; 0 for both: `edit_size` of the reference.
@@ -62,16 +61,15 @@ def encode_edit(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    from ..data.media import to_pixels
 
-    _check_flavour(handle)
+    _check_flavour(spec)
     width_height = (size.width, size.height) if size.width else edit_size(*reference.size)
-    return encode_conditioning(handle, prompts, to_pixels(reference, width_height), device, callbacks)
+    return encode_conditioning(spec, prompts, to_pixels(reference, width_height), device, callbacks)
 
 
 def sample_edit(
     config: SampleConfig,
-    handle: ModelHandle,
+    spec: ModelSpec,
     prompts: tuple[Conditioning, Conditioning],
     device: torch.device,
     callbacks: Callbacks,
@@ -81,7 +79,7 @@ def sample_edit(
 
     Args:
         config: a size of 0 is that of the reference.
-        handle, device, callbacks, preview: as `sample_picture` takes them.
+        spec, device, callbacks, preview: as `sample_picture` takes them.
         prompts: the instruction and the negative prompt, both with the reference.
 
     Raises:
@@ -89,13 +87,13 @@ def sample_edit(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    _check_flavour(handle)
-    return sample_picture(config, handle, prompts, False, device, callbacks, preview)
+    _check_flavour(spec)
+    return sample_picture(config, spec, prompts, False, device, callbacks, preview)
 
 
-def _check_flavour(handle: ModelHandle) -> None:
-    flavour = handle.config.model_flavour
-    if not flavour_of(handle.config).needs_reference:
+def _check_flavour(spec: ModelSpec) -> None:
+    flavour = spec.config.model_flavour
+    if not flavour_of(spec.config).needs_reference:
         raise ConfigError(
             f"model_flavour {flavour} draws from text and cannot edit. Choose edit, edit-turbo or tiny-edit in"
             " LoadLongCat, or use LongCatEncodePrompt and LongCatSampleT2I."

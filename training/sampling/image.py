@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.family import Family, ModelInputs
-from ..models.latents import pack_latents, unpack_latents
-from .schedule import sampling_sigmas
+from ..models.contract import Family, ModelInputs
+from ..models.flow import sampling_sigmas
+from ..models.image.latents import pack_latents, unpack_latents
 
 
 def initial_noise(shape: Sequence[int], seed: int) -> Tensor:
@@ -54,7 +54,7 @@ def sample_image(
 
     Args:
         family: predicts the velocity and knows the schedule's shift.
-        transformer: as `components.open_transformer` yields it.
+        transformer: as `lora.transformer.open_transformer` yields it.
         noise: [B, C, h, w], float32, as `initial_noise` draws it.
         inputs: of the prompt; their device is where the sampling happens.
         num_inference_steps: Euler steps, each one call of the transformer, two with guidance.

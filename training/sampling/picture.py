@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..config import SampleConfig
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
 from ..errors import ConfigError, StoppedByUserError
-from ..loop.events import Callbacks, StageProgress, WarningRaised
-from ..models.family import Family, Flavour, ModelInputs, family_of, flavour_of
-from ..models.handle import ModelHandle
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
+from ..events import Callbacks, StageProgress, WarningRaised
+from ..lora.transformer import open_transformer
+from ..models.contract import Family, ModelInputs
+from ..models.flavours import Flavour, flavour_of
+from ..models.image.latents import denormalise, normalise
+from ..models.registry import family_of
+from ..settings.sampling import SampleConfig
+from ..weights.components import open_text_encoder, open_vae
+from ..weights.source import component_config
+from ..weights.spec import ModelSpec
+from .image import Guidance, initial_noise, sample_image
 
 PIXELS_PER_LATENT = 8
 PATCH_AREA = 4
@@ -47,12 +53,12 @@ class PictureSample:
 
 
 def encode_conditioning(
-    handle: ModelHandle, prompts: Sequence[str], pixels: Tensor | None, device: torch.device, callbacks: Callbacks
+    spec: ModelSpec, prompts: Sequence[str], pixels: Tensor | None, device: torch.device, callbacks: Callbacks
 ) -> list[Conditioning]:
     """One conditioning a prompt, on the CPU; the text encoder is released before the VAE is loaded.
 
     Args:
-        handle: the model.
+        spec: the model.
         prompts: each may be empty.
         pixels: [1, 3, H, W], the reference of all of them; None: text-to-image, the VAE is not needed.
         device: where the components run.
@@ -62,24 +68,22 @@ def encode_conditioning(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    from ..models.components import open_text_encoder, open_vae
-    from ..models.latents import denormalise
 
-    family = family_of(handle.config.model_family)
+    family = family_of(spec.config.model_family)
     references = [] if pixels is None else [pixels.to(device)]
-    with open_text_encoder(handle, device, callbacks) as text_encoder:
+    with open_text_encoder(spec, device, callbacks) as text_encoder:
         prompt_embeds = [family.encode_prompt(text_encoder, prompt, references).cpu() for prompt in prompts]
     stop_if_asked(callbacks)
     raw_ref_latents = None
     if references:
-        with open_vae(handle, device, callbacks) as vae:
+        with open_vae(spec, device, callbacks) as vae:
             raw_ref_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()
     return [Conditioning(prompt_embeds=embeds, raw_ref_latents=raw_ref_latents) for embeds in prompt_embeds]
 
 
 def sample_picture(
     config: SampleConfig,
-    handle: ModelHandle,
+    spec: ModelSpec,
     prompts: tuple[Conditioning, Conditioning],
     cfg_renorm: bool,
     device: torch.device,
@@ -90,7 +94,7 @@ def sample_picture(
 
     Args:
         config: a size of 0 is that of the reference.
-        handle: the model with its LoRAs.
+        spec: the model with its LoRAs.
         prompts: positive and negative; the latter is not used where `guidance_scale` is 1.
         cfg_renorm: `image.Guidance.renorm`.
         device: where the components run.
@@ -102,26 +106,22 @@ def sample_picture(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    from ..models.components import open_transformer, open_vae
-    from ..models.latents import denormalise
-    from ..models.source import component_config
-    from .image import Guidance, initial_noise, sample_image
 
-    flavour = flavour_of(handle.config)
+    flavour = flavour_of(spec.config)
     for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
         _check_reference(name, conditioning, flavour)
-    transformer_config, vae_config = (component_config(handle, name, callbacks) for name in ("transformer", "vae"))
+    transformer_config, vae_config = (component_config(spec, name, callbacks) for name in ("transformer", "vae"))
     for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
         _check_fit(name, conditioning, transformer_config)
-    _warn_of_guidance(config, handle, callbacks)
-    family = family_of(handle.config.model_family)
+    _warn_of_guidance(config, spec, callbacks)
+    family = family_of(spec.config.model_family)
     noise = initial_noise(_latents_shape(config, prompts[0], vae_config), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in prompts)
     guidance = Guidance(inputs=negative_inputs, scale=config.guidance_scale, renorm=cfg_renorm)
     on_step = step_reporter(config.num_inference_steps, callbacks, preview)
-    with open_transformer(handle, device, callbacks) as transformer:
+    with open_transformer(spec, device, callbacks) as transformer:
         latents = sample_image(family, transformer, noise, inputs, config.num_inference_steps, guidance, on_step)
-    with open_vae(handle, device, callbacks) as vae:
+    with open_vae(spec, device, callbacks) as vae:
         pixels = family.decode(vae, latents)
     return PictureSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
 
@@ -139,7 +139,6 @@ def step_reporter(
 def _inputs(
     family: Family, noise: Tensor, conditioning: Conditioning, vae_config: dict[str, Any], device: torch.device
 ) -> ModelInputs:
-    from ..models.latents import normalise
 
     ref_latents = []
     if conditioning.raw_ref_latents is not None:
@@ -193,9 +192,9 @@ def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any
         )
 
 
-def _warn_of_guidance(config: SampleConfig, handle: ModelHandle, callbacks: Callbacks) -> None:
-    flavour = handle.config.model_flavour
-    if flavour_of(handle.config).distilled and config.guidance_scale > 1:
+def _warn_of_guidance(config: SampleConfig, spec: ModelSpec, callbacks: Callbacks) -> None:
+    flavour = spec.config.model_flavour
+    if flavour_of(spec.config).distilled and config.guidance_scale > 1:
         message = (
             f"model_flavour {flavour} was distilled to draw without guidance, in 8 steps; guidance_scale is"
             f" {config.guidance_scale}. Set it to 1: that is what the model was made for, and twice as fast."

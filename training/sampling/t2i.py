@@ -6,23 +6,21 @@ Legend: see picture.py, which does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from ..config import TextToImageConfig
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
 from ..errors import ConfigError
-from ..loop.events import Callbacks
-from ..models.family import flavour_of
-from ..models.handle import ModelHandle
+from ..events import Callbacks
+from ..models.flavours import flavour_of
+from ..settings.sampling import TextToImageConfig
+from ..weights.spec import ModelSpec
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
 
 
 def encode_prompts(
-    handle: ModelHandle, prompts: Sequence[str], device: torch.device, callbacks: Callbacks
+    spec: ModelSpec, prompts: Sequence[str], device: torch.device, callbacks: Callbacks
 ) -> list[Conditioning]:
     """Encodes descriptions of pictures or clips, in Chinese or English; only the text encoder is loaded.
 
@@ -36,13 +34,13 @@ def encode_prompts(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    _check_flavour(handle)
-    return encode_conditioning(handle, prompts, None, device, callbacks)
+    _check_flavour(spec)
+    return encode_conditioning(spec, prompts, None, device, callbacks)
 
 
 def sample_t2i(
     config: TextToImageConfig,
-    handle: ModelHandle,
+    spec: ModelSpec,
     prompts: tuple[Conditioning, Conditioning],
     device: torch.device,
     callbacks: Callbacks,
@@ -55,18 +53,18 @@ def sample_t2i(
         ModelError: the model's folder is missing or of another family.
         StoppedByUserError: asked to stop.
     """
-    _check_flavour(handle)
-    if flavour_of(handle.config).draws_clips:
+    _check_flavour(spec)
+    if flavour_of(spec.config).draws_clips:
         raise ConfigError(
-            f"model_family {handle.config.model_family} draws clips. Use LongCatSampleT2V or SampleI2V, or choose"
+            f"model_family {spec.config.model_family} draws clips. Use LongCatSampleT2V or SampleI2V, or choose"
             " model_family longcat_image in LoadLongCat."
         )
-    return sample_picture(config, handle, prompts, config.cfg_renorm, device, callbacks, preview)
+    return sample_picture(config, spec, prompts, config.cfg_renorm, device, callbacks, preview)
 
 
-def _check_flavour(handle: ModelHandle) -> None:
-    flavour = handle.config.model_flavour
-    if flavour_of(handle.config).needs_reference:
+def _check_flavour(spec: ModelSpec) -> None:
+    flavour = spec.config.model_flavour
+    if flavour_of(spec.config).needs_reference:
         raise ConfigError(
             f"model_flavour {flavour} edits a reference picture. Choose final, dev or tiny in LoadLongCat, or use"
             " EncodeEditPrompt and LongCatSampleEdit."

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ModelError
-from ..models.longcat_video import LongCatVideoFamily, VideoInputs
-from ..models.video_latents import middle_frame
+from ..models.video.family import LongCatVideoFamily, VideoInputs
+from ..models.video.latents import middle_frame
 
 CONTINUED_FRAMES = 13
 """Last frames of a clip that its continuation begins with (official); 4 latent frames."""
@@ -56,7 +56,7 @@ def sample_video(
 
     Args:
         family: predicts the velocity.
-        transformer: as `components.open_transformer` yields it.
+        transformer: as `lora.transformer.open_transformer` yields it.
         noise: [B, C, T, h, w], float32, for all frames; see `image.initial_noise`.
         inputs: of the prompt; their device is where the sampling happens. With a cache of the condition frames
             (`VideoInputs.with_cache`) these are not computed anew at every step.

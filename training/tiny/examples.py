@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
+from torch import Generator
 
 from ..data.video_writer import write_video
 from ..errors import ConfigError
@@ -21,10 +22,6 @@ from .captions import clip_captions, picture_captions
 from .clips import DIRECTIONS, FRAMES, FRAMES_PER_SECOND, clip_looks, moving_scenes
 from .edits import EDITS, allows, instruction
 from .world import SIDE, Look, choose, draw, looks, pictures, place_scenes
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Generator
 
 EXAMPLES = 12
 """Enough for a LoRA to learn what is new in them."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
+from torch import Generator, Tensor
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Generator, Tensor
+from ..data.media import from_pixels
 
 SIDE = 64
 """Px, of the pictures and frames that the twins have learnt from."""
@@ -168,6 +167,5 @@ def moved(scenes: Scenes, across: float, down: float) -> Scenes:
 
 def pictures(pixels: Tensor) -> list[Image.Image]:
     """pixels [N, 3, H, W] -> N RGB pictures."""
-    from ..data.media import from_pixels
 
     return [from_pixels(one.unsqueeze(0)) for one in pixels]

@@ -1,0 +1,284 @@
+"""The content-addressed folder: real files, tensors made on the spot instead of by a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_longcat.training.caches.store import INDEX_NAME, Item, check_folders, fill, load_tensor, tracked
+from comfyui_longcat.training.data.records import Record, Source, TrainingSet
+from comfyui_longcat.training.errors import CacheError, ConfigError, StoppedByUserError
+from comfyui_longcat.training.events import NoCallbacks
+from comfyui_longcat.training.files import write_safetensors
+from comfyui_longcat.training.settings.dataset import DatasetConfig
+
+
+class Recorder:
+    """Keeps events; stops after `stop_after` of them."""
+
+    def __init__(self, stop_after=None):
+        self.events = []
+        self.stop_after = stop_after
+
+    def on_event(self, event):
+        self.events.append(event)
+
+    def should_stop(self):
+        return self.stop_after is not None and len(self.events) >= self.stop_after
+
+
+class Encoder:
+    """Opens like a model and counts it."""
+
+    def __init__(self):
+        self.opened = 0
+
+    @contextlib.contextmanager
+    def open(self):
+        self.opened += 1
+        yield 2.0
+
+
+@pytest.fixture
+def encoder():
+    return Encoder()
+
+
+def item(folder, name, picture="p", bucket="64x64", value=1.0):
+    return Item(
+        label=f"{name} target",
+        source=f"/pictures/{name}.png",
+        folder=folder,
+        tensor="latents",
+        parts={"picture": picture, "bucket": bucket},
+        encode=lambda factor: torch.full((1, 16, 8, 8), value * factor),
+    )
+
+
+def load(path):
+    return load_tensor(path, "latents", "CacheVAELatents")
+
+
+def test_a_second_run_reuses_everything_and_opens_no_encoder(tmp_path, encoder):
+    items = [item(tmp_path, "a", "1", value=1.0), item(tmp_path, "b", "2", value=2.0)]
+    report = fill("latents", items, encoder.open, NoCallbacks())
+    assert (report.reused, encoder.opened) == (0, 1)
+    assert report.encoded == (("a target", "not in the cache"), ("b target", "not in the cache"))
+    assert [load(each.path).unique().tolist() for each in items] == [[2.0], [4.0]]
+    again = fill("latents", [item(tmp_path, "a", "1"), item(tmp_path, "b", "2")], encoder.open, NoCallbacks())
+    assert (again.reused, again.encoded, encoder.opened) == (2, (), 1)
+    assert again.text() == "latents: 2 reused, 0 encoded."
+
+
+def test_items_of_equal_parts_share_a_file(tmp_path, encoder):
+    items = [item(tmp_path, "a"), item(tmp_path, "b")]
+    report = fill("latents", items, encoder.open, NoCallbacks())
+    assert items[0].path == items[1].path
+    assert (report.reused, report.encoded) == (1, (("a target", "not in the cache"),))
+
+
+def test_the_report_says_what_changed(tmp_path, encoder):
+    def reason(**parts):
+        return fill("latents", [item(tmp_path, "a", **parts)], encoder.open, NoCallbacks()).encoded[0][1]
+
+    assert reason(picture="1") == "not in the cache"
+    assert reason(picture="2") == "picture changed"
+    assert reason(picture="3", bucket="128x64") == "picture, bucket changed"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b"\xff\xfe", b'{"/pictures/a.png": 7}', b'{"/pictures/a.png": "../x"}']
+)
+def test_a_damaged_index_costs_reasons_only(tmp_path, encoder, content):
+    fill("latents", [item(tmp_path, "a", "1")], encoder.open, NoCallbacks())
+    (tmp_path / INDEX_NAME).write_bytes(content)
+    report = fill("latents", [item(tmp_path, "a", "1"), item(tmp_path, "a", "2")], encoder.open, NoCallbacks())
+    assert (report.reused, report.encoded) == (1, (("a target", "not in the cache"),))
+    assert set(json.loads((tmp_path / INDEX_NAME).read_text())) == {"/pictures/a.png"}
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def garbled(path):
+    path.write_bytes(b"this is no safetensors file, and never was" * 20)
+
+
+def of_another_item(path):
+    write_safetensors(path, {"latents": torch.zeros(1, 16, 8, 8)}, {"picture": "other"})
+
+
+def of_another_kind(path):
+    write_safetensors(path, {"prompt_embeds": torch.zeros(1, 5, 8)}, {})
+
+
+def flat(path):
+    write_safetensors(path, {"latents": torch.zeros(16, 8, 8)}, {})
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, garbled, of_another_item, of_another_kind, flat])
+def test_a_damaged_file_is_replaced_and_the_report_says_so(tmp_path, encoder, damage):
+    wanted = item(tmp_path, "a", value=3.0)
+    fill("latents", [wanted], encoder.open, NoCallbacks())
+    damage(wanted.path)
+    report = fill("latents", [item(tmp_path, "a", value=3.0)], encoder.open, NoCallbacks())
+    assert report.encoded[0][1].startswith("damaged file replaced (")
+    assert load(wanted.path).unique().tolist() == [6.0]
+    assert fill("latents", [item(tmp_path, "a")], encoder.open, NoCallbacks()).reused == 1
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, garbled, of_another_kind, flat, os.unlink])
+def test_loading_a_damaged_file_names_it_and_the_node_to_run(tmp_path, encoder, damage):
+    wanted = item(tmp_path, "a")
+    fill("latents", [wanted], encoder.open, NoCallbacks())
+    damage(wanted.path)
+    with pytest.raises(CacheError, match="Run CacheVAELatents again") as caught:
+        load(wanted.path)
+    assert str(wanted.path) in str(caught.value)
+
+
+def test_the_file_says_what_it_is(tmp_path, encoder):
+    from safetensors import safe_open
+
+    wanted = item(tmp_path, "a\udcff\u4e2d")
+    fill("latents", [wanted], encoder.open, NoCallbacks())
+    with safe_open(wanted.path, framework="pt") as file:
+        assert file.metadata() == {
+            "format": "1",
+            "tensor": "latents",
+            "picture": "p",
+            "bucket": "64x64",
+            "source": "a\\udcff\u4e2d target",
+        }
+    assert fill("latents", [item(tmp_path, "a\udcff\u4e2d")], encoder.open, NoCallbacks()).reused == 1
+
+
+def test_numbers_that_are_not_finite_are_never_written(tmp_path, encoder):
+    with pytest.raises(CacheError, match="a target.*not finite"):
+        fill("latents", [item(tmp_path, "a", value=float("nan"))], encoder.open, NoCallbacks())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopping_keeps_what_is_finished(tmp_path, encoder):
+    items = [item(tmp_path, name, name) for name in "abc"]
+    recorder = Recorder(stop_after=2)
+    with pytest.raises(StoppedByUserError, match="2 of 3 done"):
+        fill("latents", items, encoder.open, recorder)
+    assert [(e.stage, e.done, e.total) for e in recorder.events] == [
+        ("caching latents", 1, 3),
+        ("caching latents", 2, 3),
+    ]
+    assert [name for name, _ in fill("latents", items, encoder.open, NoCallbacks()).encoded] == ["c target"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, encoder):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CacheError, match="cannot be written.*choose another folder") as caught:
+        fill("latents", [item(tmp_path / "file" / "cache", "a")], encoder.open, NoCallbacks())
+    assert str(tmp_path / "file" / "cache") in str(caught.value)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import test_store as here
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+try:
+    here.fill("latents", here.small_and_large(Path(sys.argv[1])), here.Encoder().open, here.NoCallbacks())
+except here.CacheError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def small_and_large(folder):
+    """Two items of 4 kB and, between them, one of 8 kB."""
+    large = replace(item(folder, "large", "l"), encode=lambda factor: torch.full((1, 16, 8, 16), factor))
+    return [item(folder, "first", "f"), large, item(folder, "last", "z")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX limit of file sizes stands in for the full disk")
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, encoder):
+    folder = tmp_path / "cache"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", FULL_DISK, str(folder)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert str(folder) in ended.stdout and "cannot be written" in ended.stdout
+    assert "Free some space or choose another folder" in ended.stdout
+    items = small_and_large(folder)
+    assert list(folder.iterdir()) == [items[0].path]
+    assert load(items[0].path).shape == (1, 16, 8, 8)
+    report = fill("latents", items, encoder.open, NoCallbacks())
+    assert [name for name, _ in report.encoded] == ["large target", "last target"]
+    assert load(items[1].path).shape == (1, 16, 8, 16)
+
+
+def test_tracked_passes_errors_of_callbacks_on(tmp_path):
+    class Failing(NoCallbacks):
+        def on_event(self, event):
+            raise RuntimeError("the outside is gone")
+
+    with pytest.raises(RuntimeError, match="the outside is gone"):
+        list(tracked([1, 2], "hashing", Failing()))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Targets in one folder, the reference in another, named in one of the two ways each."""
+    for name in ("targets", "references"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    record = Record(
+        name="a",
+        target=tmp_path / "data" / "targets" / "a.png",
+        references=(tmp_path / "data" / "references" / "a.png",),
+        caption="",
+        bucket=(64, 64),
+    )
+    return TrainingSet(
+        sources=(
+            Source(
+                targets=DatasetConfig(instance_data_dir=str(tmp_path / "data" / "targets")),
+                references=DatasetConfig(dataset_type="conditioning"),
+            ),
+        ),
+        records=(record,),
+    )
+
+
+def test_folders_apart_and_outside_the_data_are_accepted(tmp_path, dataset):
+    check_folders(dataset, {"one": tmp_path / "cache" / "one", "two": tmp_path / "cache"})
+
+
+@pytest.mark.parametrize("other", ["cache", "cache/", "cache/sub/..", "./cache", "link"])
+def test_the_same_folder_under_any_name_is_refused(tmp_path, dataset, other):
+    (tmp_path / "cache" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    folders = {"cache_dir_vae": tmp_path / "cache", "reference_cache_dir_vae": tmp_path / other}
+    with pytest.raises(ConfigError, match="cache_dir_vae and reference_cache_dir_vae are the same folder"):
+        check_folders(dataset, folders)
+
+
+@pytest.mark.parametrize("inside", ["data/targets", "data/references/.cache", "link/cache"])
+def test_a_folder_among_the_data_is_refused(tmp_path, dataset, inside):
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "targets")
+    with pytest.raises(ConfigError, match="cache_dir_vae is .* lies in the data folder"):
+        check_folders(dataset, {"cache_dir_vae": tmp_path / inside})
+    assert not any((tmp_path / "data" / "references").iterdir())
+
+
+def test_a_file_is_no_cache_folder(tmp_path, dataset):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        check_folders(dataset, {"cache_dir_vae": tmp_path / "file"})

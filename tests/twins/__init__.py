@@ -1,0 +1,1 @@
+"""How the tiny twins were trained and are scored; not part of the package."""

@@ -1,1 +1,0 @@
-"""The network of LongCat-Video in plain PyTorch; no library has it."""

@@ -1,0 +1,91 @@
+"""The settings of the sampling nodes; declared as in config.py, which hands them on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from .option import LARGEST_INT, Checked, option
+from .sizes import FRAME_STEP, PIXELS_PER_TOKEN, check_frames, check_multiple
+
+
+@dataclass(kw_only=True, frozen=True)
+class SampleConfig(Checked):
+    """One sampling call (LongCatSampleEdit)."""
+
+    width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
+    height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
+    num_inference_steps: int = option(50, "Euler steps (released pipeline: 50; guide: 40).", low=1, high=1000, step=1)
+    guidance_scale: float = option(
+        4.5,
+        "Classifier-free guidance; 1 switches it off and halves the time (guide: 4 to 6).",
+        low=1.0,
+        high=30.0,
+        step=0.1,
+    )
+    seed: int = option(42, "Seed of the noise.", low=0, high=LARGEST_INT, step=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiple(f"{type(self).__name__}.width", self.width, PIXELS_PER_TOKEN)
+        check_multiple(f"{type(self).__name__}.height", self.height, PIXELS_PER_TOKEN)
+        if (self.width == 0) != (self.height == 0):
+            raise ConfigError(
+                f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
+            )
+
+
+@dataclass(kw_only=True, frozen=True)
+class TextToImageConfig(SampleConfig):
+    """One sampling call (LongCatSampleT2I)."""
+
+    width: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
+    height: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
+    cfg_renorm: bool = option(
+        True,
+        "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
+        " plain guidance.",
+    )
+
+
+@dataclass(kw_only=True, frozen=True)
+class VideoSampleConfig(SampleConfig):
+    """One sampling call (LongCatSampleT2V, SampleI2V)."""
+
+    width: int = option(
+        832,
+        "Px, a multiple of 16 (official: 832x480). With a start frame, its own orientation decides which of the two"
+        " sides is the width.",
+        low=16,
+        high=4096,
+        step=16,
+    )
+    height: int = option(480, "Px, a multiple of 16; see width.", low=16, high=4096, step=16)
+    num_frames: int = option(
+        93,
+        "Frames of the clip; (frames - 1) must be a multiple of 4 (official: 93, which are 6.2 s).",
+        low=1,
+        high=1001,
+        step=FRAME_STEP,
+    )
+    num_inference_steps: int = option(
+        50, "Euler steps (official: 50; guide: 40). Not used with distilled.", low=1, high=1000, step=1
+    )
+    guidance_scale: float = option(
+        4.0,
+        "Classifier-free guidance (CFG-zero*); 1 switches it off and halves the time (official and guide: 4). Not used"
+        " with distilled.",
+        low=1.0,
+        high=30.0,
+        step=0.1,
+    )
+    fps: float = option(15.0, "Frames per second that the model was trained at.", low=1.0, high=120.0, step=0.01)
+    distilled: bool = option(
+        False,
+        "For the released cfg_step_lora (or another LoRA distilled like it), loaded by LongCatLoadLoRA: 16 steps on its"
+        " own noise levels, without guidance.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_frames(f"{type(self).__name__}.num_frames", self.num_frames)

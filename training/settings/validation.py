@@ -1,0 +1,45 @@
+"""Pictures and clips sampled while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .option import LARGEST_INT, Checked, option
+from .sizes import check_frames, parse_size
+
+
+@dataclass(kw_only=True, frozen=True)
+class ValidationConfig(Checked):
+    """Pictures sampled while training (LongCatValidation)."""
+
+    validation_steps: int = option(
+        100, "Sample every this many steps (and once before step 1).", low=1, high=1_000_000, step=1
+    )
+    validation_resolution: str = option(
+        "768x768",
+        "WIDTHxHEIGHT in px: exactly that for text-to-image; for edits the area, and the reference's own aspect decides"
+        " the sides.",
+    )
+    validation_num_inference_steps: int = option(40, "Euler steps of a sample (guide: 40).", low=1, high=1000, step=1)
+    validation_guidance: float = option(
+        4.5, "Classifier-free guidance; 1 switches it off (guide: 4 to 6, edit 4.5).", low=1.0, high=30.0, step=0.1
+    )
+    validation_seed: int = option(42, "Seed of the samples' noise.", low=0, high=LARGEST_INT, step=1)
+    num_samples: int = option(2, "How many pairs or captions are sampled, from the first on.", low=1, high=64, step=1)
+    validation_prompt: str = option(
+        "",
+        "Instructions or prompts instead of the captions, one a line. For edits line n goes with pair n, the last one"
+        " with the rest; for text-to-image each line is a sample.",
+        multiline=True,
+    )
+    validation_negative_prompt: str = option(
+        "", "What guidance leads away from; empty: from the empty instruction (official).", multiline=True
+    )
+    validation_num_video_frames: int = option(
+        93, "LongCat-Video: frames of a sample; (frames - 1) must be a multiple of 4.", low=1, high=1001, step=4
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_frames("ValidationConfig.validation_num_video_frames", self.validation_num_video_frames)
+        parse_size(self.validation_resolution, "ValidationConfig.validation_resolution")

@@ -1,0 +1,1 @@
+"""SimpleTuner's configuration files to settings and back."""

@@ -1,0 +1,261 @@
+"""Where a model's folder comes from, whether it is the right one, and what identifies its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from ..events import Callbacks
+from ..files import sha256_of_file, sha256_of_json
+from ..models.flavours import FLAVOURS, Flavour, flavour_of
+from ..settings.model import ModelConfig
+from .checkpoint_files import check_weights, read_json, weight_files, weights_identity
+from .spec import ModelFiles, ModelSpec
+
+CLASSES = {
+    "transformer": "LongCatImageTransformer2DModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "Qwen2_5_VLForConditionalGeneration",
+}
+
+PREPROCESSING = {
+    "tokenizer": ("tokenizer_config.json",),
+    "text_processor": ("preprocessor_config.json", "processor_config.json"),
+}
+"""Folder to the file that must be there; transformers 5 writes a processor under the second name."""
+
+
+def resolve_folder(spec: ModelSpec, callbacks: Callbacks) -> Path:
+    """The checked diffusers folder of `spec`: its own, else one in `models_dirs`, else written (tiny) or downloaded.
+
+    Raises:
+        ModelError: the folder is incomplete or of another model, or the download failed.
+        StoppedByUserError: stopped while downloading; the next call goes on where this one ended.
+    """
+    folder = spec.folder or _folder_of_flavour(spec, callbacks)
+    check_folder(folder, spec.config)
+    return folder
+
+
+def present_folder(spec: ModelSpec) -> Path | None:
+    """The folder that `resolve_folder` would take, checked; None: it would have to be downloaded or written.
+
+    Raises:
+        ModelError: it is incomplete or of another model, or something else is in the download's place.
+    """
+    flavour = flavour_of(spec.config)
+    folder = spec.folder or found_folder(flavour, spec.models_dirs)
+    if folder is None:
+        _refuse_foreign(spec.models_dirs[0] / flavour.folder_name, flavour)
+    else:
+        check_folder(folder, spec.config)
+    return folder
+
+
+def found_folder(flavour: Flavour, models_dirs: Sequence[Path]) -> Path | None:
+    """The flavour's diffusers folder in the first of `models_dirs` that has it; unchecked."""
+    candidates = (models_dir / flavour.folder_name for models_dir in models_dirs)
+    return next((folder for folder in candidates if (folder / flavour.mark).is_file()), None)
+
+
+def check_folder(folder: Path, config: ModelConfig) -> None:
+    """Refuses a folder that is not a complete diffusers checkpoint of `config.model_flavour`; loads no weights.
+
+    Raises:
+        ModelError: naming what was found and what is wanted.
+    """
+    if flavour_of(config).draws_clips:
+        from . import video_components
+
+        video_components.check_folder(folder)
+        return
+    _check_pipeline(folder, config)
+    configs = {component: read_json(folder / component / "config.json") for component in CLASSES}
+    for component, wanted in CLASSES.items():
+        found = _class_name(configs[component])
+        if found != wanted:
+            raise ModelError(f"{folder / component} holds a {found}; {config.model_family} needs a {wanted} there.")
+    _check_widths(folder, configs)
+    for name, files in PREPROCESSING.items():
+        if not any((folder / name / file).is_file() for file in files):
+            raise ModelError(
+                f"{folder / name} has no {' or '.join(files)}. The folder is incomplete: copy or download it again."
+            )
+    for component in CLASSES:
+        for path in weight_files(folder / component):
+            check_weights(path)
+
+
+def check_files(files: ModelFiles) -> None:
+    """Refuses single files that are not the three parts of one LongCat-Image model; reads headers only.
+
+    Raises:
+        ModelError: naming what was found and what is wanted.
+    """
+    from . import single_file
+
+    parts = (single_file.inspect(path) for path in (files.transformer, files.vae, files.text_encoder))
+    single_file.check_parts(*parts)
+    single_file.find_tokenizer([files.tokenizer])
+
+
+def component_config(spec: ModelSpec, component: str, callbacks: Callbacks) -> dict[str, Any]:
+    """The settings of a component, from its config.json or its single file's header.
+
+    Raises:
+        ModelError, StoppedByUserError: as `resolve_folder`.
+    """
+    if spec.files is None:
+        folder = resolve_folder(spec, callbacks)
+        if component == "transformer" and flavour_of(spec.config).draws_clips:
+            from .video_components import transformer_config
+
+            return transformer_config(folder)
+        return read_json(folder / component / "config.json")
+    from .single_file import inspect
+
+    return inspect(getattr(spec.files, component)).config
+
+
+def identity_of(spec: ModelSpec, component: str, callbacks: Callbacks) -> str:
+    """`component_identity` of wherever the spec's weights are.
+
+    Raises:
+        ModelError, StoppedByUserError: as `resolve_folder`.
+    """
+    if spec.files is None:
+        folder = resolve_folder(spec, callbacks)
+        return component_identity(folder, _subfolder(folder, spec.config, component))
+    path = getattr(spec.files, component)
+    check_weights(path)
+    parts: dict[str, Any] = {"weights": weights_identity(path)}
+    if component == "text_encoder":
+        parts["tokenizer"] = _hashes(spec.files.tokenizer)
+    return sha256_of_json(parts)
+
+
+def component_identity(folder: Path, component: str) -> str:
+    """Hash that changes with the component's settings or weights, whatever the folder is called.
+
+    The text encoder's covers the tokenizer and the image processor: all three decide the embeddings.
+
+    Raises:
+        ModelError: the component is missing or damaged.
+    """
+    parts: dict[str, Any] = {"config": read_json(folder / component / "config.json")}
+    for path in weight_files(folder / component):
+        check_weights(path)
+        parts[path.name] = weights_identity(path)
+    if component == "text_encoder":
+        for name in PREPROCESSING:
+            # LongCat-Video's text encoder sees no pictures.
+            if (folder / name).is_dir():
+                parts[name] = _hashes(folder / name)
+    return sha256_of_json(parts)
+
+
+def _subfolder(folder: Path, config: ModelConfig, component: str) -> str:
+    if component == "transformer" and flavour_of(config).draws_clips:
+        from .video_components import transformer_folder
+
+        return transformer_folder(folder).name
+    return component
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
+    return {path.name: sha256_of_file(path) for path in files}
+
+
+def _folder_of_flavour(spec: ModelSpec, callbacks: Callbacks) -> Path:
+    flavour = flavour_of(spec.config)
+    found = found_folder(flavour, spec.models_dirs)
+    new = spec.models_dirs[0] / flavour.folder_name
+    if flavour.repo_id is None:
+        return _twin(found or new, flavour)
+    return found or _downloaded(flavour, flavour.repo_id, new, callbacks)
+
+
+def _twin(folder: Path, flavour: Flavour) -> Path:
+    from .twins import is_outdated, write_twin
+
+    if is_outdated(folder) or not (folder / flavour.mark).is_file():
+        _refuse_foreign(folder, flavour)
+        write_twin(folder)
+    return folder
+
+
+def _downloaded(flavour: Flavour, repo_id: str, folder: Path, callbacks: Callbacks) -> Path:
+    from .download import download
+
+    _refuse_foreign(folder, flavour)
+    partial = folder.with_name(f"{folder.name}.partial")
+    download(repo_id, partial, callbacks)
+    partial.replace(folder)
+    return folder
+
+
+def _refuse_foreign(folder: Path, flavour: Flavour) -> None:
+    """A folder of that name without a model in it is someone's work, or a copy under way: never overwritten."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / flavour.mark).is_file():
+        raise ModelError(
+            f"{folder} exists but has no {flavour.mark}, so it is no complete model folder. Complete it, or move it"
+            " away so that it can be made anew."
+        )
+
+
+def _check_pipeline(folder: Path, config: ModelConfig) -> None:
+    wanted = flavour_of(config).pipeline
+    index = folder / "model_index.json"
+    found = _class_name(read_json(index)) if index.is_file() else None
+    if found == wanted:
+        return
+    there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
+    source = next(each.repo_id for each in FLAVOURS.values() if each.pipeline == wanted and each.repo_id)
+    raise ModelError(
+        f"{folder} holds {there}; model_family {config.model_family}, flavour {config.model_flavour} needs a diffusers"
+        f" folder of a {wanted}, such as {source}. Choose that folder, or the family and flavour of this one."
+    )
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder that is no diffusers folder: the classes its config.json files name, else its entries."""
+    classes = set()
+    for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")})[:20]:
+        try:
+            classes.add(f"{_class_name(read_json(path))} in {path.relative_to(folder)}")
+        except ModelError:
+            continue
+    names = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
+    return ", ".join(sorted(classes)) or ", ".join(names) or "nothing"
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    """diffusers writes `_class_name`, transformers a list `architectures`."""
+    architectures = config.get("architectures")
+    name = config.get("_class_name") or (
+        architectures[0] if isinstance(architectures, list) and architectures else None
+    )
+    return str(name or config.get("model_type") or "model of no known class")
+
+
+def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    text = configs["text_encoder"]
+    # transformers 4 wrote the language model's settings at the top of Qwen2.5-VL's config, 5 writes them apart.
+    text_width = (text.get("text_config") or text).get("hidden_size", text.get("hidden_size"))
+    joint_width = configs["transformer"].get("joint_attention_dim")
+    if text_width != joint_width:
+        raise ModelError(
+            f"{folder}: the text encoder is {text_width} wide, the transformer takes {joint_width}. These parts are of"
+            " different models: copy or download the folder again."
+        )
+    latent_channels = configs["vae"].get("latent_channels")
+    in_channels = configs["transformer"].get("in_channels")
+    # The transformer sees 2 x 2 latent pixels as one token.
+    if not isinstance(latent_channels, int) or in_channels != 4 * latent_channels:
+        raise ModelError(
+            f"{folder}: the VAE has {latent_channels} latent channels, the transformer takes {in_channels} (four times"
+            " as many are needed). These parts are of different models: copy or download the folder again."
+        )

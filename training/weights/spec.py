@@ -1,0 +1,57 @@
+"""A model as nodes pass it on: a description; nothing is loaded until a stage asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..settings.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """A LoRA file and how strongly it acts."""
+
+    path: Path
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """ComfyUI's single files of one model; see single_file.py."""
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    """The folder with vocab.json, see `single_file.find_tokenizer`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What the spec of a tiny twin stands for while a run is rehearsed."""
+
+    model: ModelSpec
+    """The real run's; its folder and files are None where none was found."""
+    faults: tuple[str, ...] = ()
+    """What would end the real run where its model is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What LoadLongCat returns: settings, where models live, the LoRAs on top."""
+
+    config: ModelConfig
+    models_dirs: tuple[Path, ...]
+    """Folders searched for `<name>/model_index.json`; downloads and tiny twins go into the first."""
+    folder: Path | None = None
+    """The diffusers folder named by the user (already checked); None: found by flavour, see `source.resolve_folder`."""
+    files: ModelFiles | None = None
+    """Single files (already checked) instead of a folder."""
+    loras: tuple[LoraUse, ...] = ()
+    rehearsal: Rehearsal | None = None
+    """None: this is the model that is meant."""
+
+    def with_lora(self, use: LoraUse) -> ModelSpec:
+        """The same model with one more LoRA."""
+        return replace(self, loras=(*self.loras, use))

@@ -1,0 +1,44 @@
+"""The trained twins that come with the pack (folder `twins`, see its README.md), written out as model folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..files import replacing_folder
+
+TWINS = Path(__file__).parents[1] / "tiny" / "twins"
+
+SHARED = "image"
+"""Parts that both image twins have in common; stored once."""
+
+PARTS = {"tiny": (SHARED, "tiny"), "tiny-edit": (SHARED, "tiny-edit"), "tiny-video": ("tiny-video",)}
+"""Folders of `TWINS` that lie over each other, by `Flavour.folder_name`."""
+
+MARK = "twin.json"
+"""Says which training a twin comes from."""
+
+
+def write_twin(folder: Path, twins: Path = TWINS) -> None:
+    """Writes the twin called `folder.name`; the folder appears whole or not at all, an older twin is replaced.
+
+    Args:
+        folder: to be made; its name is one of `PARTS`.
+        twins: where the trained twins are.
+
+    Raises:
+        OSError: the disk is full or the parent folder cannot be written.
+    """
+    with replacing_folder(folder) as temporary:
+        for part in PARTS[folder.name]:
+            # Contents only: the pack may be installed read-only.
+            shutil.copytree(twins / part, temporary, copy_function=shutil.copyfile, dirs_exist_ok=True)
+
+
+def is_outdated(folder: Path) -> bool:
+    """Whether `folder` holds a twin of another training; a folder that is no twin of ours is not outdated."""
+    shipped = TWINS / PARTS[folder.name][-1] / MARK
+    try:
+        return (folder / MARK).read_bytes() != shipped.read_bytes()
+    except FileNotFoundError:
+        return False
