@@ -25,7 +25,7 @@ ROOMS = (
     "nodes/graph",
     "nodes/terminal",
 )
-"""From the ground up: a file imports from its own room and from rooms before it. docs/architecture.md tells of each."""
+"""From the ground up: a file imports from its own room and from rooms before it. See docs/architecture.md."""
 
 HOST_MODULES = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "latent_preview")
 
