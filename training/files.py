@@ -1,19 +1,46 @@
-"""Writing files so that a crash, a power cut or a full disk never leaves a half-written one under its real name."""
+"""Files, read and written with care.
+
+Writing: a crash, a power cut or a full disk never leaves a half-written file under its real name. Reading JSON: one
+reader for all that comes from outside, whose only errors are ours.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import LongCatError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file."""
+
+DEEPEST_JSON = 100
+"""Objects and lists inside one another; Python's own reader ends in a RecursionError at about a thousand."""
+
+LONGEST_NUMBER = 64
+"""Digits of a whole number: more are no seed and no size, and too many for a float."""
+
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
+# Each ends at one place only: a comment that could be matched shorter or longer would hide what stands behind it.
+_COMMENT = r"//[^\n]*(?=\n|\Z)|/\*(?:[^*]|\*(?!/))*(?:\*/|\Z)"
+_NO_JSON = re.compile(rf"(?s:{_STRING})|{_COMMENT}|,(?=(?:\s|{_COMMENT})*[\]}}])")
+"""A string, which stays, or something that JSON does not have, which goes."""
+_BRACKET = re.compile(rf"(?s:{_STRING})|[\[\]{{}}]")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 
 
 @contextlib.contextmanager
@@ -83,6 +110,144 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(
+    path: Path,
+    error_class: type[LongCatError],
+    remedy: str,
+    *,
+    kind: type = dict,
+    comments: bool = False,
+    largest: int = LARGEST_JSON,
+) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        error_class, remedy: what to raise, and the sentence that ends its message.
+        kind: what the value must be; `object`: anything.
+        comments: whether `//` and `/* */` comments and trailing commas are allowed.
+        largest: bytes of the file.
+
+    Raises:
+        error_class: not there, too large, or as in `parse_json`; names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1) if os.fstat(file.fileno()).st_size <= largest else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise error_class(f"{path} is missing or cannot be read ({reason}). {remedy}") from error
+    if content is None or len(content) > largest:
+        raise error_class(f"{path} is too large for its kind: more than {largest:,} bytes. {remedy}")
+    return parse_json(content, str(path), error_class, remedy, kind=kind, comments=comments)
+
+
+def parse_json(
+    content: str | bytes,
+    where: str,
+    error_class: type[LongCatError],
+    remedy: str,
+    *,
+    kind: type = dict,
+    comments: bool = False,
+) -> Any:
+    """The value of a JSON text; bytes are UTF-8, with or without byte order mark. See `read_json`.
+
+    Raises:
+        error_class: no JSON, a key twice in one object, a number that is not finite, over `DEEPEST_JSON` levels, or not
+            of `kind`; begins with `where` and says line and column.
+    """
+    try:
+        value = _parsed(_text(content), comments)
+    except ValueError as error:
+        raise error_class(f"{where} is no valid JSON: {error}. {remedy}") from error
+    if not isinstance(value, kind):
+        raise error_class(f"{where} holds {_KINDS.get(type(value), 'null')}, not {_KINDS[kind]}. {remedy}")
+    return value
+
+
+def strip_comments(text: str) -> str:
+    """Plain JSON of equal length and lines: comments and trailing commas become blanks, so that positions stay.
+
+    Raises:
+        ValueError: a comment that nothing ends.
+    """
+    return _NO_JSON.sub(_blank, text)
+
+
+def _blank(match: re.Match[str]) -> str:
+    found = match[0]
+    if found.startswith("/*") and (len(found) < 4 or not found.endswith("*/")):
+        line = match.string.count("\n", 0, match.start()) + 1
+        raise ValueError(f"the comment that begins in line {line} has no end")
+    return found if found[0] == '"' else re.sub(r"[^\n]", " ", found)
+
+
+def _text(content: str | bytes) -> str:
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {error.start})") from error
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+def _parsed(text: str, comments: bool) -> Any:
+    text = strip_comments(text) if comments else text
+    _check_depth(text)
+    value = json.loads(
+        text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+    )
+    if _HALF_CHARACTER.search(text):
+        _check_characters(value)
+    return value
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= DEEPEST_JSON:
+        return
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0][0], 0)
+        if depth > DEEPEST_JSON:
+            line = text.count("\n", 0, match.start()) + 1
+            raise ValueError(f"more than {DEEPEST_JSON} objects and lists inside one another (line {line})")
+
+
+def _check_characters(value: Any) -> None:
+    """Half a character is legal as `\\ud800`, but can be neither written nor shown."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it has half a character, \\u{ord(error.object[error.start]):x}") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name[:80]!r} occurs twice in one object")
+        values[name] = value
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:LONGEST_NUMBER]} is too large a number")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"{text[:LONGEST_NUMBER]}... is too large a number")
+    return int(text)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...training.errors import ConfigError
+from ...training.files import parse_json
 from .signature import is_link, signature_of
 
 
@@ -69,8 +69,8 @@ def _find_input(node: Mapping[str, Any], name: str, classes: Mapping[str, type])
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, "--set", ConfigError, "", kind=object)
+    except ConfigError:
         return text
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...training.errors import ConfigError, LongCatError, StoppedByUserError
+from ...training.files import read_json
 from ..host import Host, use_host
 from .catalogue import node_classes
 from .check import check_shape, convert, find_faults, label, running_order, sources_of, with_sources
@@ -42,12 +42,7 @@ def read_graph(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: not there, no JSON, or not in API format.
     """
-    try:
-        graph = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Give the path of a workflow file.") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON file: {error}. Export it again.") from error
+    graph = read_json(path, ConfigError, "Give the path of a workflow file, as ComfyUI exports it.", kind=object)
     check_shape(graph, str(path))
     return graph
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ...training.errors import ConfigError
+from ...training.files import parse_json
 from ...training.simpletuner.keys import CONFIG_KEYS
 from ...training.simpletuner.values import nearest
 
@@ -43,8 +43,8 @@ def _parsed(name: str, text: str) -> Any:
     if text != "null" and _is_text(name):
         return text
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, f"--{name}", ConfigError, "", kind=object)
+    except ConfigError:
         return text
 
 

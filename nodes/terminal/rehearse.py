@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...training.errors import ConfigError, LongCatError
+from ...training.files import read_json
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
-from ...training.simpletuner.text import read_json
 from ...training.weights.spec import ModelSpec
 from ..graph.catalogue import node_classes
 from ..graph.check import check_shape, find_faults, label, mended, with_sources
@@ -54,7 +54,9 @@ def rehearsals(
 
 def _graph_of(path: Path, home: Path, stop: StopFlag) -> tuple[dict[str, Any], TerminalHost]:
     """The API graph of a workflow or of a configuration, and the host to run it in."""
-    content = read_json(path)
+    content = read_json(
+        path, ConfigError, "Give the path of a workflow or of a config.json.", kind=object, comments=True
+    )
     host = TerminalHost(home, stop=stop)
     if isinstance(content, Mapping) and isinstance(content.get("nodes"), list):
         with use_host(host):

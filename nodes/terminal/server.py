@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...training.errors import LongCatError, PathError, StoppedByUserError
+from ...training.files import parse_json
 from ..graph.check import label
 from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
 from ..graph.samples import draw_sample, named_pictures
@@ -105,24 +105,25 @@ class _Remote:
                 raise ServerError(
                     f"{self.base} refused the picture {path} ({response.status}). Put it into its input folder."
                 )
-            stored = await response.json()
+            stored = parse_json(await response.read(), f"The answer of {self.base}", ServerError, "Is it a ComfyUI?")
+        if not isinstance(stored.get("name"), str):
+            raise ServerError(f"{self.base} took the picture {path} without saying where it lies. Is it a ComfyUI?")
         return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else stored["name"]
 
     async def submit(self, client_id: str) -> None:
         body = {"prompt": self.graph, "client_id": client_id}
         async with self.session.post(f"{self.base}/prompt", json=body) as response:
-            text = await response.text()
+            content = await response.read()
         try:
-            answer = json.loads(text)
-        except ValueError:
+            answer = parse_json(content, f"The answer of {self.base}", ServerError, "")
+        except ServerError:
             answer = {}
+        self.prompt_id = str(answer.get("prompt_id") or "")
         # 200 with node_errors means that only a part of the workflow would run.
-        if response.status != 200 or answer.get("node_errors"):
-            if answer.get("prompt_id"):
-                self.prompt_id = answer["prompt_id"]
+        if response.status != 200 or answer.get("node_errors") or not self.prompt_id:
+            if self.prompt_id:
                 await self._cancel()
             raise ServerError(_refusal(self.base, response.status, answer, self.graph))
-        self.prompt_id = answer["prompt_id"]
         say(f"queued on {self.base} as {self.prompt_id}")
 
     async def follow(self, socket: aiohttp.ClientWebSocketResponse) -> list[str]:
@@ -158,34 +159,42 @@ class _Remote:
 
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
-                event = json.loads(message.data)
-                content = event.get("data") or {}
-                if content.get("prompt_id") == self.prompt_id and self._on_event(event["type"], content):
+                kind, content = self._read(message.data)
+                if content.get("prompt_id") == self.prompt_id and self._on_event(kind, content):
                     return
         raise ServerError(
             f"The connection to {self.base} ended. If the server still runs, the workflow goes on there; run the same"
             " command again to see it through (training goes on where it is)."
         )
 
-    def _on_event(self, kind: str, content: Mapping[str, Any]) -> bool:
+    def _read(self, message: str) -> tuple[Any, Mapping[str, Any]]:
+        """(type, data) of a message; other packs send messages of their own, which need not be readable."""
+        try:
+            event = parse_json(message, f"A message of {self.base}", ServerError, "It is passed over.")
+        except ServerError as error:
+            say(str(error))
+            return None, {}
+        return event.get("type"), _mapping(event.get("data"))
+
+    def _on_event(self, kind: Any, content: Mapping[str, Any]) -> bool:
         """Shows one message; whether the prompt ended well."""
         if kind == "execution_start":
             self.started = True
         elif kind == "executing" and content.get("node"):
             self._begin(content["node"])
         elif kind == "progress":
-            self.bar.show(self._label(content.get("node")), content["value"], content["max"])
+            self.bar.show(self._label(content.get("node")), content.get("value", 0), content.get("max", 1))
         elif kind == "execution_cached":
-            for node in content.get("nodes", ()):
+            for node in content.get("nodes") or ():
                 say(f"{self._label(node)}: unchanged, from the server's cache")
         elif kind == "executed":
-            self.lines += _made(self._label(content.get("node")), content.get("output") or {})
+            self.lines += _made(self._label(content.get("node")), _mapping(content.get("output")))
         elif kind == "execution_interrupted":
             raise StoppedByUserError(f"Interrupted at {self._label(content.get('node_id'))}.")
         elif kind == "execution_error":
             raise ServerError(
                 f"{self._label(content.get('node_id'))} failed on the server:"
-                f" {content.get('exception_message', '').strip()} ({content.get('exception_type', 'error')})"
+                f" {str(content.get('exception_message', '')).strip()} ({content.get('exception_type', 'error')})"
             )
         return kind == "execution_success"
 
@@ -203,10 +212,10 @@ def _refusal(base: str, status: int, answer: Mapping[str, Any], graph: Mapping[s
     error = answer.get("error")
     if isinstance(error, Mapping):
         lines.append(f"- {_joined(error)}")
-    for node_id, faults in (answer.get("node_errors") or {}).items():
-        where = label(node_id, graph.get(node_id, {"class_type": faults.get("class_type", "?")}))
+    for node_id, faults in _mapping(answer.get("node_errors")).items():
+        where = label(node_id, graph.get(node_id, {"class_type": _mapping(faults).get("class_type", "?")}))
         # A node's own refusal comes once for each of the inputs it has looked at.
-        lines += dict.fromkeys(f"- {where}: {_joined(fault)}" for fault in faults.get("errors", ()))
+        lines += dict.fromkeys(f"- {where}: {_joined(_mapping(f))}" for f in _mapping(faults).get("errors") or ())
     if error is None and not answer.get("node_errors"):
         lines.append("- no reason given; is it a ComfyUI of version 0.29 or newer?")
     return "\n".join(lines)
@@ -216,7 +225,11 @@ def _joined(error: Mapping[str, Any]) -> str:
     if error.get("type") == "custom_validation_failed":
         name, dash, reason = str(error.get("details", "")).partition(" - ")
         return reason if dash else name
-    return ": ".join(text for text in (error.get("message"), error.get("details")) if text)
+    return ": ".join(str(text) for text in (error.get("message"), error.get("details")) if text)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _made(where: str, output: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...training.errors import ConfigError
-from ...training.files import write_json
+from ...training.files import read_json, write_json
 from ...training.simpletuner.read import DATA_FILE, SimpleTunerRun, check_trainable, read_files
-from ...training.simpletuner.text import read_json
 from ...training.simpletuner.write import write_run
 from ..data import EXAMPLES as DRAWN_EXAMPLES
 from ..graph.catalogue import node_classes
@@ -85,7 +84,8 @@ def export_config(workflow: Path, folder: Path | None, home: Path) -> list[Path]
         ConfigError: no training workflow, one that a configuration cannot say, or a file of that name is there.
     """
     with use_host(TerminalHost(home)):
-        config, datasets = write_run(run_of_workflow(read_json(workflow), str(workflow)))
+        content = read_json(workflow, ConfigError, "Give the path of a workflow file.", kind=object, comments=True)
+        config, datasets = write_run(run_of_workflow(content, str(workflow)))
     folder = folder or Path(workflow.name.split(".")[0])
     data_file = Path(str(config.get("data_backend_config") or DATA_FILE)).name
     return _write_new({folder / "config.json": config, folder / data_file: datasets})

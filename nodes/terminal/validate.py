@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.errors import ConfigError
+from ...training.errors import CheckpointError, ConfigError
+from ...training.files import read_json
 from ...training.settings.dataset import DatasetConfig
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import SimpleTunerDataset
@@ -85,8 +86,8 @@ def newest_lora(host: TerminalHost, run_name: str) -> str:
         if path.parent.name != run_name and not (base == run_name and number.isdecimal()):
             continue
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            manifest = read_json(path, CheckpointError, "")
+        except CheckpointError:
             continue
         if manifest.get("lora"):
             found.append((manifest.get("heartbeat", 0.0), f"{manifest['lora']}.safetensors"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 from ..data.records import TrainingSet
 from ..errors import CacheError, ConfigError, StoppedByUserError
 from ..events import Callbacks, StageProgress
-from ..files import sha256_of_json, write_json, write_safetensors
+from ..files import read_json, sha256_of_json, write_json, write_safetensors
 from .cache import CacheReport
 
 FORMAT_VERSION = "1"
@@ -243,10 +242,9 @@ def _disk_faults_named(folder: Path) -> Iterator[None]:
 
 def _read_index(folder: Path) -> dict[str, str]:
     try:
-        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / INDEX_NAME, CacheError, "")
+    except CacheError:
         return {}
-    return index if isinstance(index, dict) else {}
 
 
 def _remember(items: Sequence[Item], indexes: Mapping[Path, dict[str, str]]) -> None:

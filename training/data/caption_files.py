@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import read_json
 
 NAME_KEYS = ("filename", "file_name")
 CAPTION_KEYS = ("caption", "prompt", "text")
@@ -17,6 +17,8 @@ DELIMITERS = (",", ";", "\t")
 """A semicolon is what spreadsheets write in countries with a decimal comma."""
 
 ROWS_SHOWN = 5
+
+NO_JSON = "Correct it, and save it as UTF-8."
 
 Row = tuple[str, str]
 """(file name as written, caption)"""
@@ -40,9 +42,8 @@ def read_json_caption(path: Path) -> str:
     Raises:
         DataError: as `read_caption`, no JSON, or no such text in it; names the file.
     """
-    value = _read_json(path)
-    caption = _caption_of(value)
-    if caption is None or isinstance(value, str):
+    caption = _caption_of(read_json(path, DataError, NO_JSON))
+    if caption is None:
         raise DataError(f'{path} holds no caption. Write {{"caption": "..."}} into it.')
     return caption
 
@@ -54,7 +55,7 @@ def read_json_table(path: Path) -> list[Row]:
     Raises:
         DataError: no UTF-8 text, no JSON, or of no such form; names the file and the entries.
     """
-    value = _read_json(path)
+    value = read_json(path, DataError, NO_JSON, kind=object)
     if isinstance(value, dict):
         found = [(f"the entry {name!r}", name, _caption_of(entry)) for name, entry in value.items()]
     elif isinstance(value, list):
@@ -129,13 +130,6 @@ def _first_text(entry: Any, keys: tuple[str, ...]) -> str | None:
         return None
     texts = (entry[key].strip() for key in keys if isinstance(entry.get(key), str))
     return next((text for text in texts if text), None)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}. Correct it.") from error
 
 
 def _read_text(path: Path) -> str:

@@ -8,7 +8,6 @@ complete or does not exist.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, as_tensor
 
 from ..errors import CheckpointError, LoraFileError
 from ..events import Callbacks, CheckpointSaved, WarningRaised
-from ..files import replacing_folder, sha256_of_file, write_json, write_safetensors
+from ..files import read_json, replacing_folder, sha256_of_file, write_json, write_safetensors
 from ..lora.file import check_lora, save_lora
 from .state import TrainState
 
@@ -147,7 +146,7 @@ def _numbers(state: TrainState) -> dict[str, Any]:
 def _restore(state: TrainState, checkpoint: Path) -> None:
 
     try:
-        numbers = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        numbers = read_json(checkpoint / STATE_FILE, CheckpointError, "The checkpoint is damaged.")
         if numbers["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{checkpoint} has format {numbers['format_version']}, this version reads {FORMAT_VERSION}."
@@ -159,7 +158,9 @@ def _restore(state: TrainState, checkpoint: Path) -> None:
         _load_numbers(state, numbers)
         with state.averaged():
             check_lora(checkpoint / ADAPTER_FILE, state.transformer)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, LoraFileError) as error:
+    except LoraFileError as error:
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged ({error}).") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}).") from error
 
 

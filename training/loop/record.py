@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import PreviewError, StoppedByUserError
+from ..errors import CheckpointError, PreviewError, StoppedByUserError
 from ..events import Callbacks, CheckpointSaved, Event, RunStarted, StageProgress, StepReport
+from ..files import parse_json
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -82,13 +83,15 @@ def recording(run: RunFolder, callbacks: Callbacks) -> Iterator[Recorder]:
 def read_losses(folder: Path) -> tuple[float, ...]:
     """Loss of each step from events.jsonl of a run folder; a step that was done twice counts as it was last."""
     losses: dict[int, float] = {}
-    for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
+    path = folder / "events.jsonl"
+    for line in path.read_bytes().splitlines():
         try:
-            event = json.loads(line)
-        except ValueError:  # torn by a power cut; the steps after the last checkpoint were done again
+            event = parse_json(line, str(path), CheckpointError, "")
+        except CheckpointError:  # torn by a power cut; the steps after the last checkpoint were done again
             continue
-        if event.get("event") == StepReport.__name__:
-            losses[event["step"]] = event["loss"]
+        step, loss = event.get("step"), event.get("loss")
+        if event.get("event") == StepReport.__name__ and isinstance(step, int) and isinstance(loss, (int, float)):
+            losses[step] = loss
     return tuple(losses[step] for step in sorted(losses))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from ..caches.cache import Cache
 from ..errors import CheckpointError
 from ..events import Callbacks, WarningRaised
-from ..files import replacing, sha256_of_file, sha256_of_json, write_json
+from ..files import read_json, replacing, sha256_of_file, sha256_of_json, write_json
 from ..models.flavours import flavour_of
 from ..settings.run import TrainConfig
 from ..weights.spec import ModelSpec
@@ -281,9 +281,8 @@ def _notes(folder: Path, config: TrainConfig, resumed: bool) -> tuple[str, ...]:
 
 def _read_manifest(folder: Path) -> Manifest | None:
     try:
-        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return Manifest(**values)
-    except (OSError, ValueError, KeyError, TypeError):
+        return Manifest(**read_json(folder / "manifest.json", CheckpointError, ""))
+    except (CheckpointError, TypeError):
         return None
 
 

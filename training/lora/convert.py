@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ConfigError, LoraFileError
-from ..files import replacing_folder, write_json, write_safetensors
+from ..files import read_json, replacing_folder, write_json, write_safetensors
 from .file import METADATA_KEY, read_lora, read_metadata
 from .layouts import check_modules, tensors_in
 from .names import LAYOUTS, PEFT
@@ -111,7 +111,7 @@ def _holds(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] 
 
     try:
         found = load_file(file)
-        same = config is None or json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8")) == config
-    except (OSError, SafetensorError, ValueError):
+        same = config is None or read_json(file.parent / PEFT_CONFIG, LoraFileError, "") == config
+    except (OSError, SafetensorError, LoraFileError):
         return False
     return same and found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import LoraFileError
-from ..files import write_safetensors
+from ..files import parse_json, write_safetensors
 from .inject import TRAINED_ADAPTER, add_adapter, lora_layers
 from .layouts import OTHER_ADAPTERS, examples, own_names, some_modules, split_key, tensors_in
 from .names import IMAGE, PEFT_PREFIX, PORTABLE, family_of_modules, find_layer, without_prefix
@@ -99,10 +99,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         LoraFileError: missing or truncated.
     """
     _, metadata = _load(path / PEFT_WEIGHTS if path.is_dir() else path, only_metadata=True)
-    try:
-        return json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise LoraFileError(f"{path} cannot be read as a LoRA: {error}. Download or train it again.") from error
+    text = metadata.get(METADATA_KEY, "{}")
+    return parse_json(text, f"The metadata of {path}", LoraFileError, "Download or train it again.")
 
 
 def apply_lora(transformer: nn.Module, path: Path, strength: float, adapter_name: str) -> None:

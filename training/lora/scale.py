@@ -11,7 +11,6 @@ For each module the first of these counts; they are never multiplied:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraFileError
+from ..files import parse_json, read_json
 from .names import DOTTED_PREFIXES, PEFT_PREFIX
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 """Names of the two files in a folder that peft saves."""
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+REMEDY = "Copy the file again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +72,15 @@ def find_settings(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) 
     """
     beside = path.parent / PEFT_CONFIG
     if any(key.startswith(PEFT_PREFIX) for key in keys) and beside.is_file():
-        try:
-            text = beside.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LoraFileError(f"{beside} cannot be read: {error}. Copy it again.") from error
-        return _parse(text, str(beside))
+        return _settings(read_json(beside, LoraFileError, REMEDY), str(beside))
     text = metadata.get(DIFFUSERS_METADATA)
-    return _parse(text, f"{DIFFUSERS_METADATA} of {path}") if text else None
+    origin = f"{DIFFUSERS_METADATA} of {path}"
+    return _settings(parse_json(text, origin, LoraFileError, REMEDY), origin) if text else None
 
 
-def _parse(text: str, origin: str) -> AdapterSettings:
-    values = _object(text, origin)
+def _settings(values: Mapping[str, Any], origin: str) -> AdapterSettings:
+    # SimpleTuner and diffusers' pipelines write `transformer.r`, diffusers' models `r`.
+    values = {key.removeprefix("transformer."): value for key, value in values.items()}
     kind = values.get("peft_type") or "LORA"
     if kind != "LORA" or values.get("use_dora"):
         name = "DoRA" if kind == "LORA" else kind
@@ -100,17 +99,6 @@ def _parse(text: str, origin: str) -> AdapterSettings:
         alpha_pattern=_pattern(values, "alpha_pattern", origin),
         rank_stabilised=bool(values.get("use_rslora")),
     )
-
-
-def _object(text: str, origin: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise LoraFileError(f"{origin} is no valid JSON ({error}). Copy the file again.") from error
-    if not isinstance(values, dict):
-        raise LoraFileError(f"{origin} holds a JSON {type(values).__name__}, not an object. Copy the file again.")
-    # SimpleTuner and diffusers' pipelines write `transformer.r`, diffusers' models `r`.
-    return {key.removeprefix("transformer."): value for key, value in values.items()}
 
 
 def _pattern(values: Mapping[str, Any], name: str, origin: str) -> dict[str, float]:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError
+from ..files import read_json
 from ..settings.dataset import DatasetConfig
 from ..settings.model import ModelConfig
 from ..settings.run import TrainConfig, TrainingOptions
 from ..settings.validation import ValidationConfig
 from .datasets import SimpleTunerDataset, read_sets
 from .keys import CONFIG_KEYS, VIDEO_KEYS
-from .text import read_json
 from .values import check_keys, field_values, value_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ SIMPLETUNER_SHIFT = 3.0
 """SimpleTuner's flow_schedule_shift where neither the shift nor the automatic one is asked for."""
 
 NO_SHIFT = 1.0
+
+REMEDY = "Give the path of a configuration file, or correct it there."
 
 T = TypeVar("T")
 
@@ -71,15 +73,13 @@ def read_files(path: Path | None, overrides: Mapping[str, Any], needs_data: bool
     Raises:
         ConfigError: a file cannot be read, or as `read_run` raises it.
     """
-    config = read_json(path) if path is not None else {}
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} holds a {type(config).__name__}; config.json is an object of keys and values.")
+    config = read_json(path, ConfigError, REMEDY, comments=True) if path is not None else {}
     config = {name.removeprefix("--"): value for name, value in config.items()}
     config |= overrides
     check_keys(config, CONFIG_KEYS, str(path) if path else "the command line")
     data_file = _data_file(config.get("data_backend_config"), path, needs_data)
-    datasets = read_json(data_file) if data_file is not None else []
-    if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
+    datasets = read_json(data_file, ConfigError, REMEDY, kind=list, comments=True) if data_file is not None else []
+    if not all(isinstance(entry, dict) for entry in datasets):
         raise ConfigError(f"{data_file} is no list of datasets, each an object of keys and values. Correct it.")
     of_data = {name: value for name, value in overrides.items() if CONFIG_KEYS[name].owner is DatasetConfig}
     if of_data:

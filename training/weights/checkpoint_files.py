@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..files import parse_json, read_json
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """As diffusers and transformers write them; sharded ones have `<name>.index.json` instead."""
@@ -19,24 +19,13 @@ LARGEST_HEADER = 100_000_000
 """Bytes; the bound that safetensors itself sets."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`.
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder.
 
     Raises:
         ModelError: the file is missing or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{path} is missing or cannot be read ({error.strerror}). The model folder is incomplete: copy or download"
-            " it again."
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{path} holds no valid JSON ({error}). Copy or download this file again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object. Copy or download it again.")
-    return value
+    return read_json(path, ModelError, "The model folder is incomplete or damaged: copy or download it again.")
 
 
 def weight_files(component: Path) -> list[Path]:
@@ -58,36 +47,54 @@ def weight_files(component: Path) -> list[Path]:
     )
 
 
-def check_weights(path: Path) -> None:
-    """Compares a safetensors file's size with what its header promises.
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors, by name: `dtype`, `shape` and `data_offsets` of each.
 
     Raises:
-        ModelError: missing, truncated, or no safetensors file.
+        ModelError: missing, no safetensors file, or of another size than its header promises.
     """
     remedy = "Delete this file and copy or download it again."
     try:
         size = path.stat().st_size
-        header = json.loads(read_header(path))
-        data = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        content = _header(path)
     except OSError as error:
         raise ModelError(f"{path} is missing or cannot be read ({error.strerror}). {remedy}") from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is no safetensors file, or its header is damaged ({error}). {remedy}") from error
-    expected = 8 + _header_length(path) + data
+    header = parse_json(content, f"The header of {path}", ModelError, remedy)
+    header.pop("__metadata__", None)
+    faulty = [name for name, entry in header.items() if not _is_entry(entry)]
+    if faulty:
+        raise ModelError(f"{path} has a damaged header: {faulty[0]!r} is {str(header[faulty[0]])[:100]}. {remedy}")
+    expected = 8 + len(content) + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != expected:
         raise ModelError(f"{path} is damaged: it has {size} bytes, its header promises {expected}. {remedy}")
+    return header
 
 
-def read_header(path: Path) -> bytes:
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    return _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _header(path: Path) -> bytes:
     """The JSON header of a safetensors file: 8 bytes little-endian length, then that many bytes.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is shorter than its header.
     """
-    length = _header_length(path)
     with path.open("rb") as file:
-        file.seek(8)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > LARGEST_HEADER:
+            raise ValueError("the first 8 bytes are no header length")
         header = file.read(length)
     if len(header) != length:
         raise ValueError(f"the header should have {length} bytes, there are {len(header)}")
@@ -101,7 +108,7 @@ def weights_identity(path: Path) -> str:
     the same layout differ everywhere, so samples find them.
     """
     size = path.stat().st_size
-    digest = hashlib.sha256(read_header(path))
+    digest = hashlib.sha256(_header(path))
     digest.update(str(size).encode())
     with path.open("rb") as file:
         for number in range(SAMPLES_PER_FILE):
@@ -111,17 +118,8 @@ def weights_identity(path: Path) -> str:
 
 
 def _shards(index: Path) -> list[str]:
-    shards = read_json(index).get("weight_map")
-    names = sorted(set(shards.values())) if isinstance(shards, dict) and shards else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    shards = read_config(index).get("weight_map")
+    named = list(shards.values()) if isinstance(shards, dict) else []
+    if not named or any(not isinstance(name, str) or Path(name).name != name for name in named):
         raise ModelError(f"{index} names no weight files of its own folder. Copy or download this file again.")
-    return names
-
-
-def _header_length(path: Path) -> int:
-    with path.open("rb") as file:
-        start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > LARGEST_HEADER:
-        raise ValueError("the first 8 bytes are no header length")
-    return length
+    return sorted(set(named))

@@ -11,7 +11,7 @@ from ..events import Callbacks
 from ..files import sha256_of_file, sha256_of_json
 from ..models.flavours import FLAVOURS, Flavour, flavour_of
 from ..settings.model import ModelConfig
-from .checkpoint_files import check_weights, read_json, weight_files, weights_identity
+from .checkpoint_files import read_config, read_header, weight_files, weights_identity
 from .spec import ModelFiles, ModelSpec
 
 CLASSES = {
@@ -72,7 +72,7 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
         video_components.check_folder(folder)
         return
     _check_pipeline(folder, config)
-    configs = {component: read_json(folder / component / "config.json") for component in CLASSES}
+    configs = {component: read_config(folder / component / "config.json") for component in CLASSES}
     for component, wanted in CLASSES.items():
         found = _class_name(configs[component])
         if found != wanted:
@@ -85,7 +85,7 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
             )
     for component in CLASSES:
         for path in weight_files(folder / component):
-            check_weights(path)
+            read_header(path)
 
 
 def check_files(files: ModelFiles) -> None:
@@ -113,7 +113,7 @@ def component_config(spec: ModelSpec, component: str, callbacks: Callbacks) -> d
             from .video_components import transformer_config
 
             return transformer_config(folder)
-        return read_json(folder / component / "config.json")
+        return read_config(folder / component / "config.json")
     from .single_file import inspect
 
     return inspect(getattr(spec.files, component)).config
@@ -129,7 +129,7 @@ def identity_of(spec: ModelSpec, component: str, callbacks: Callbacks) -> str:
         folder = resolve_folder(spec, callbacks)
         return component_identity(folder, _subfolder(folder, spec.config, component))
     path = getattr(spec.files, component)
-    check_weights(path)
+    read_header(path)
     parts: dict[str, Any] = {"weights": weights_identity(path)}
     if component == "text_encoder":
         parts["tokenizer"] = _hashes(spec.files.tokenizer)
@@ -144,9 +144,9 @@ def component_identity(folder: Path, component: str) -> str:
     Raises:
         ModelError: the component is missing or damaged.
     """
-    parts: dict[str, Any] = {"config": read_json(folder / component / "config.json")}
+    parts: dict[str, Any] = {"config": read_config(folder / component / "config.json")}
     for path in weight_files(folder / component):
-        check_weights(path)
+        read_header(path)
         parts[path.name] = weights_identity(path)
     if component == "text_encoder":
         for name in PREPROCESSING:
@@ -209,7 +209,7 @@ def _refuse_foreign(folder: Path, flavour: Flavour) -> None:
 def _check_pipeline(folder: Path, config: ModelConfig) -> None:
     wanted = flavour_of(config).pipeline
     index = folder / "model_index.json"
-    found = _class_name(read_json(index)) if index.is_file() else None
+    found = _class_name(read_config(index)) if index.is_file() else None
     if found == wanted:
         return
     there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
@@ -225,7 +225,7 @@ def _contents(folder: Path) -> str:
     classes = set()
     for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")})[:20]:
         try:
-            classes.add(f"{_class_name(read_json(path))} in {path.relative_to(folder)}")
+            classes.add(f"{_class_name(read_config(path))} in {path.relative_to(folder)}")
         except ModelError:
             continue
     names = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []

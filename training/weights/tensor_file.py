@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .checkpoint_files import check_weights, read_header
+from .checkpoint_files import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,9 +83,7 @@ def read_tensor_file(path: Path) -> TensorFile:
         raise ModelError(
             f"{path} is no .safetensors file; others (.gguf, .ckpt, .pt) are not read. Choose one that is."
         )
-    check_weights(path)
-    header = json.loads(read_header(path))
-    header.pop("__metadata__", None)
+    header = read_header(path)
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     dtypes = {name: entry["dtype"] for name, entry in header.items()}
     scales = _scales(path, shapes, dtypes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 from ..models.contract import QWEN, UMT5
 from .block_loading import Finish, fill, from_folder, reading_folder
-from .checkpoint_files import check_weights, read_json, weight_files
+from .checkpoint_files import read_config, read_header, weight_files
 from .tensor_file import read_tensor_file
 from .video_keys import VideoKeys, assemble, recognise
 
@@ -42,7 +42,7 @@ def check_folder(folder: Path) -> None:
         ModelError: naming what was found and what is wanted.
     """
     path = transformer_folder(folder)
-    configs = {part: read_json(folder / part / "config.json") for part in CLASSES}
+    configs = {part: read_config(folder / part / "config.json") for part in CLASSES}
     for part, wanted in CLASSES.items():
         found = _class_name(configs[part])
         if found not in wanted:
@@ -57,7 +57,7 @@ def check_folder(folder: Path) -> None:
         )
     for part in CLASSES:
         for weights in weight_files(folder / part):
-            check_weights(weights)
+            read_header(weights)
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -107,7 +107,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     classes = {UMT5: UMT5EncoderModel, QWEN: Qwen2_5_VLForConditionalGeneration}
     path = folder / "text_encoder"
-    kind = read_json(path / "config.json").get("model_type")
+    kind = read_config(path / "config.json").get("model_type")
     if kind not in classes:
         raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
     return from_folder(classes[kind], path, dtype)
@@ -143,7 +143,7 @@ def _transformer_keys(path: Path) -> VideoKeys:
 
 
 def _transformer_config(path: Path, keys: VideoKeys) -> dict[str, Any]:
-    settings = read_json(path / "config.json")
+    settings = read_config(path / "config.json")
     return keys.config | {name: settings[name] for name in SETTINGS if name in settings}
 
 

@@ -49,6 +49,8 @@ class FakeComfy:
                 await self.interrupted.wait()
             elif kind == "hang up":
                 await socket.close()
+            elif kind == "raw":
+                await socket.send_str(content)
             else:
                 await socket.send_json({"type": kind, "data": {"prompt_id": PROMPT_ID} | content})
         with contextlib.suppress(asyncio.TimeoutError):
@@ -59,6 +61,8 @@ class FakeComfy:
     async def prompt(self, request):
         self.prompts.append(await request.json())
         self.queued.set()
+        if isinstance(self.answer, bytes):
+            return web.Response(body=self.answer, status=self.status)
         return web.json_response(self.answer, status=self.status)
 
     async def upload(self, request):
@@ -200,6 +204,23 @@ def test_lost_connection_says_that_the_run_may_go_on(graph, host):
     _, raised = _run(graph, host, messages=(("execution_start", {}), ("hang up", {})))
     assert isinstance(raised, ServerError)
     assert "run the same command again" in str(raised)
+
+
+UNREADABLE = ("[" * 100_000, "{", '{"type": "progress", "data": {"value": NaN}}', "7", '{"data": [1]}', '{"type": 1}')
+
+
+def test_messages_that_cannot_be_read_are_passed_over(graph, host, capsys):
+    _, lines = _run(graph, host, messages=(*(("raw", text) for text in UNREADABLE), *SUCCESS))
+    assert lines == ['node 6 "Result" (SaveImage): output/s/a.png']
+    shown = capsys.readouterr().err
+    assert shown.count("A message of http://127.0.0.1:") == 4 and "passed over" in shown
+
+
+@pytest.mark.parametrize("answer", [b"[" * 100_000, b"<html>", b"\xff", b'{"prompt_id": ""}', b'{"node_errors": [1]}'])
+def test_answers_that_are_not_comfyuis(graph, host, answer):
+    _, raised = _run(graph, host, answer=answer)
+    assert isinstance(raised, ServerError)
+    assert "refused the workflow (HTTP 200)" in str(raised)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "http://[broken"])

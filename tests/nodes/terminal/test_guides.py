@@ -23,10 +23,10 @@ from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.cli import main
 from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.nodes.terminal.train import check_folders
-from comfyui_longcat.training.errors import PathError
+from comfyui_longcat.training import files
+from comfyui_longcat.training.errors import ConfigError, PathError
 from comfyui_longcat.training.simpletuner.keys import CONFIG_KEYS
 from comfyui_longcat.training.simpletuner.read import check_trainable, read_files, read_run
-from comfyui_longcat.training.simpletuner.text import parse_json, read_json
 from comfyui_longcat.training.simpletuner.write import write_run
 from comfyui_longcat.training.tiny.examples import draw_example_clips, draw_example_pairs
 
@@ -75,6 +75,10 @@ def clone(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
+
+
+def parse_json(text, where):
+    return files.parse_json(text, where, ConfigError, "", kind=object, comments=True)
 
 
 def _data(blocks, guide):
@@ -251,7 +255,9 @@ def test_shipped_workflow_becomes_files_and_comes_back(workflow, repository, clo
     assert main(["config", "export", str(path), "-o", "exported"]) == 0
     assert main(["config", "import", "exported/config.json", "-o", "back"]) == 0
     with use_host(TerminalHost(clone)):
-        before, after = (run_of_workflow(read_json(each), "x") for each in (path, clone / "back.json"))
+        before, after = (
+            run_of_workflow(parse_json(each.read_text(), str(each)), "x") for each in (path, clone / "back.json")
+        )
     assert before.settings == after.settings
     assert main(["config", "import", "exported/config.json", "-o", "back"]) == 1, "an existing file was replaced"
 

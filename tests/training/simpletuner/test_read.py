@@ -5,13 +5,13 @@ import json
 
 import pytest
 from comfyui_longcat.training.errors import ConfigError
+from comfyui_longcat.training.files import parse_json, strip_comments
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.settings.validation import ValidationConfig
 from comfyui_longcat.training.simpletuner.keys import CONFIG_KEYS, DATA_KEYS
 from comfyui_longcat.training.simpletuner.read import check_trainable, read_files, read_run
-from comfyui_longcat.training.simpletuner.text import parse_json, strip_comments
 from comfyui_longcat.training.simpletuner.write import write_run
 
 PAIR = [
@@ -26,7 +26,12 @@ def test_comments_and_trailing_commas():
  "n": [1, 2,/* , */], /* one */ "m": 1 /* two
 lines */, "q": "\\"//",
 }"""
-    assert parse_json(text, "x") == {"url": "http://x/*y*/", "n": [1, 2], "m": 1, "q": '"//'}
+    assert parse_json(text, "x", ConfigError, "", comments=True) == {
+        "url": "http://x/*y*/",
+        "n": [1, 2],
+        "m": 1,
+        "q": '"//',
+    }
     assert len(strip_comments(text)) == len(text)
 
 
@@ -42,7 +47,7 @@ lines */, "q": "\\"//",
 )
 def test_texts_that_are_no_json(text, words):
     with pytest.raises(ConfigError, match=words):
-        parse_json(text, "config.json")
+        parse_json(text, "config.json", ConfigError, "", comments=True)
 
 
 def test_every_field_is_a_key():
