@@ -7,7 +7,8 @@ import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -17,31 +18,22 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds `path` (created if missing) for as long as the block runs.
+    """Holds `path` (created if missing) for as long as the block runs. The file itself says nothing: it may stay.
 
     Raises:
         BlockingIOError: another process, or another thread of this one, holds it.
     """
-    with path.open("a+b") as file:
-        try:
-            _lock(file)
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            logger.warning("%s cannot be locked (%s); do not start this run twice at a time.", path, error)
-        yield
-
-
-def _lock(file: Any) -> None:
+    # A soft lock is a file that outlives a killed process and would block the run for good.
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process") from error
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(errno.EWOULDBLOCK, "held by another process", str(path)) from error
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        logger.warning("%s cannot be locked (%s); do not start this run twice at a time.", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
