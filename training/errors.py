@@ -6,7 +6,12 @@ class LongCatError(Exception):
 
 
 class ConfigError(LongCatError, ValueError):
-    """A setting is out of range, or two settings exclude each other."""
+    """A setting is out of range, or two settings exclude each other; `faults` has a sentence for each."""
+
+    def __init__(self, *faults: str) -> None:
+        listed = f"{len(faults)} faults:" + "".join(f"\n- {fault}" for fault in faults)
+        super().__init__(faults[0] if len(faults) == 1 else listed)
+        self.faults = faults
 
 
 class DataError(LongCatError, ValueError):

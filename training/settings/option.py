@@ -46,10 +46,16 @@ class Checked:
     """Base of config dataclasses: refuses values outside their `Option` when an instance is made."""
 
     def __post_init__(self) -> None:
+        faults = []
         for field in dataclasses.fields(self):
             declared = field.metadata.get("option")
             if declared is not None:
-                _check(f"{type(self).__name__}.{field.name}", getattr(self, field.name), field.default, declared)
+                try:
+                    _check(f"{type(self).__name__}.{field.name}", getattr(self, field.name), field.default, declared)
+                except ConfigError as error:
+                    faults.append(str(error))
+        if faults:
+            raise ConfigError(*faults)
 
 
 def _check(where: str, value: Any, default: Any, declared: Option) -> None:

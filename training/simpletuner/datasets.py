@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..settings.dataset import DatasetConfig
 from .keys import CLIP_FIELDS, CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS
-from .values import check_keys, field_values, nearest
+from .values import Faults, build, field_values, fill_placeholders, means, nearest, read_values
 
 CACHE_ONLY = ("text_embeds", "image_embeds", "conditioning_image_embeds")
 """Dataset types of SimpleTuner that only say where a cache lies."""
@@ -24,6 +24,10 @@ OWN_TO_VIDEOS = (*CLIP_FIELDS, "is_i2v")
 """Keys that say nothing about pictures."""
 
 
+LINKS = ("id", "dataset_type", "conditioning_data")
+"""What one entry says about others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimpleTunerDataset:
     """Pictures or videos to learn, with their references or start frames if there are any."""
@@ -35,48 +39,72 @@ class SimpleTunerDataset:
 
 
 def read_sets(
-    config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[SimpleTunerDataset, ...], tuple[SimpleTunerDataset, ...], str | None, list[str]]:
-    """(training sets, evaluation sets, folder of text caches or None, notes)
+    config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], notes: list[str], faults: Faults
+) -> tuple[tuple[SimpleTunerDataset, ...], tuple[SimpleTunerDataset, ...], str | None]:
+    """(training sets, evaluation sets, folder of text caches or None); adds to `notes` and `faults`.
 
-    Raises:
-        ConfigError: an unknown key or an impossible value, two datasets of one id, a reference set that does not
-            exist or that nobody uses, or one cache folder for two sides.
+    Args:
+        config: the values of config.json, read.
+        datasets: the entries of the data file, as written.
     """
-    text_caches = [entry["cache_dir"] for entry in datasets if _is_text_cache(entry)]
-    entries, notes = _pictures(datasets)
-    referenced = {name: _references_of(name, entry, entries) for name, entry in entries.items()}
-    _check_use(entries, referenced)
+    entries, text_cache = _entries(config, datasets, notes, faults)
+    referenced: dict[str, str | None] = dict.fromkeys(entries)
+    for name, entry in entries.items():
+        with faults.noted():
+            referenced[name] = _references_of(name, entry, entries)
+    with faults.noted():
+        _check_use(entries, referenced)
     targets = [name for name in entries if name not in referenced.values()]
-    sets = {name: _set_of(config, entries, name, referenced[name]) for name in targets}
-    evaluation = _evaluation(config, entries, targets)
+    sets = {name: _set_of(config, entries, name, referenced[name], faults) for name in targets}
+    evaluation: list[str] = []
+    with faults.noted():
+        evaluation = _evaluation(config, entries, targets)
     training = _cached_together([each for name, each in sets.items() if name not in evaluation], notes)
-    evaluated = _cached_together([sets[name] for name in evaluation], notes)
-    return training, evaluated, next(iter(text_caches), None), notes
+    return training, _cached_together([sets[name] for name in evaluation], notes), text_cache
 
 
-def _is_text_cache(entry: Mapping[str, Any]) -> bool:
-    return entry.get("dataset_type") == "text_embeds" and bool(entry.get("cache_dir"))
-
-
-def _pictures(datasets: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Entries of picture folders by id; each key and value is checked."""
+def _entries(
+    config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], notes: list[str], faults: Faults
+) -> tuple[dict[str, Mapping[str, Any]], str | None]:
+    """(read entries of folders by id, folder of text caches)"""
     entries: dict[str, Mapping[str, Any]] = {}
-    notes: list[str] = []
-    for number, entry in enumerate(datasets, start=1):
-        name = entry.get("id")
+    text_cache = None
+    for number, written in enumerate(datasets, start=1):
+        name = written.get("id")
         where = f"dataset {name!r}" if name else f"dataset {number} of the data file"
-        kind = entry.get("dataset_type") or "image"
-        check_keys(entry, DATA_KEYS, where)
-        if entry.get("disabled"):
+        kind = written.get("dataset_type") or "image"
+        disabled = any(means(written.get(key), True) for key in ("disabled", "disable"))
+        if (written.get("type") or "local") != "local" and kind not in CACHE_ONLY and not disabled:
+            faults.append(_elsewhere(where, written))
+            # Its other keys are about that place; what others say about it is still looked at.
+            written = {key: written[key] for key in LINKS if key in written} | {"instance_data_dir": "elsewhere"}
+        if disabled:
             notes.append(f"{where} is disabled and left out.")
-        elif kind in CACHE_ONLY:
+            continue
+        variables = {key: config.get(key) for key in ("model_family", "output_dir")} | {"id": name}
+        entry = read_values(fill_placeholders(written, variables, where, faults), DATA_KEYS, where, faults)
+        if kind in CACHE_ONLY:
             notes.append(f"{where}: of {kind} only cache_dir counts. {DATA_KEYS['text_embeds'].meaning}")
+            if kind == "text_embeds":
+                text_cache = text_cache or entry.get("cache_dir")
         else:
-            _check_entry(where, entry, entries)
-            entries[name] = with_video_keys(entry, where)
+            with faults.noted():
+                _check_entry(where, entry, entries)
+                entries[entry["id"]] = _with_video_keys(entry, where, faults)
             notes += [f"{where}, {key}: {DATA_KEYS[key].meaning}" for key in entry if DATA_KEYS[key].without_effect]
-    return entries, notes
+    return entries, text_cache
+
+
+def _elsewhere(where: str, entry: Mapping[str, Any]) -> str:
+    """Why a dataset that is in no local folder is refused."""
+    kind = entry["type"]
+    place = f" ({entry['dataset_name']})" if isinstance(entry.get("dataset_name"), str) else ""
+    what = f"a dataset of the Hugging Face hub{place}" if kind == "huggingface" else f"of type {kind!r}"
+    return (
+        f"{where} is {what}; data are read from local folders only. Download it, save its pictures or videos into a"
+        " folder, each with its caption in a .txt of the same name, and write type local, instance_data_dir and"
+        " caption_strategy textfile (or instanceprompt) instead."
+    )
 
 
 def _check_entry(where: str, entry: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -95,17 +123,16 @@ def _check_entry(where: str, entry: Mapping[str, Any], known: Mapping[str, Any])
         )
 
 
-def with_video_keys(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _with_video_keys(entry: Mapping[str, Any], where: str, faults: Faults) -> dict[str, Any]:
     """`entry` with what its section `video` says put beside it.
 
     Raises:
-        ConfigError: the section is no object, has an unknown key or an impossible value, or contradicts a key beside
-            it.
+        ConfigError: the section is no object, or contradicts a key beside it.
     """
     section = entry.get("video") or {}
     if not isinstance(section, dict):
         raise ConfigError(f'{where}: video is {section!r}; it must be an object, such as {{"num_frames": 93}}.')
-    check_keys(section, VIDEO_KEYS, f"{where}, video")
+    section = read_values(section, VIDEO_KEYS, f"{where}, video", faults)
     flat = {key: value for key, value in entry.items() if key != "video"}
     for key, value in section.items():
         if VIDEO_KEYS[key].owner is None:
@@ -161,9 +188,13 @@ def _evaluation(config: Mapping[str, Any], entries: Mapping[str, Any], targets: 
 
 
 def _set_of(
-    config: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]], name: str, references: str | None
+    config: Mapping[str, Any],
+    entries: Mapping[str, Mapping[str, Any]],
+    name: str,
+    references: str | None,
+    faults: Faults,
 ) -> SimpleTunerDataset:
-    targets = _dataset(config, entries[name], _role_of(config, entries[name]))
+    targets = _dataset(config, entries[name], _role_of(config, entries[name]), faults)
     caches = {}
     if cache := entries[name].get("cache_dir_vae"):
         caches["cache_dir_vae"] = str(cache)
@@ -172,11 +203,11 @@ def _set_of(
     if cache := entries[references].get("cache_dir_vae"):
         caches["reference_cache_dir_vae"] = str(cache)
     if len(caches) == 2 and len(set(caches.values())) == 1:
-        raise ConfigError(
+        faults.append(
             f"datasets {name!r} and {references!r} have one cache_dir_vae, {cache!r}. Give each a folder of its own."
         )
     return SimpleTunerDataset(
-        targets=targets, references=_dataset(config, entries[references], "conditioning"), **caches
+        targets=targets, references=_dataset(config, entries[references], "conditioning", faults), **caches
     )
 
 
@@ -186,18 +217,19 @@ def _role_of(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     return "video" if is_video else "image"
 
 
-def _dataset(config: Mapping[str, Any], entry: Mapping[str, Any], role: str) -> DatasetConfig:
+def _dataset(config: Mapping[str, Any], entry: Mapping[str, Any], role: str, faults: Faults) -> DatasetConfig:
     without = OWN_TO_TARGETS if role == "conditioning" else ()
     without = (*without, *(() if role == "video" else OWN_TO_VIDEOS))
-    # The dataset's own words go before those for all of them.
+    # What the dataset itself says overrides what is said for all of them.
     shared = {key: value for key, value in config.items() if key not in without}
-    values = field_values(DatasetConfig, shared, CONFIG_KEYS) | field_values(DatasetConfig, entry, DATA_KEYS)
+    values = field_values(DatasetConfig, shared, CONFIG_KEYS, faults)
+    values |= field_values(DatasetConfig, entry, DATA_KEYS, faults)
     values["dataset_type"] = role
     if role == "conditioning" or "caption_strategy" in entry and entry["caption_strategy"] is None:
         values["caption_strategy"] = entry.get("caption_strategy") or "none"
     if (crop := entry.get("crop", config.get("crop"))) is not None:
         values["crop_aspect"] = values.get("crop_aspect", "square") if crop else "preserve"
-    return DatasetConfig(**values)
+    return build(DatasetConfig, values, f"dataset {entry['id']!r}", faults)
 
 
 def _cached_together(sets: Sequence[SimpleTunerDataset], notes: list[str]) -> tuple[SimpleTunerDataset, ...]:

@@ -9,20 +9,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from ..files import read_json
+from ..loop.check import check_steps
+from ..models.flavours import FLAVOURS, Flavour, check_training_data, flavour_of
 from ..settings.dataset import DatasetConfig
 from ..settings.model import ModelConfig
 from ..settings.run import TrainConfig, TrainingOptions
 from ..settings.validation import ValidationConfig
 from .datasets import SimpleTunerDataset, read_sets
 from .keys import CONFIG_KEYS, VIDEO_KEYS
-from .values import check_keys, field_values, value_of
-
-if TYPE_CHECKING:
-    from ..models.flavours import Flavour
+from .values import Faults, build, field_values, fill_placeholders, nearest, read_values
 
 DATA_FILE = "multidatabackend.json"
 
@@ -31,9 +30,23 @@ SIMPLETUNER_SHIFT = 3.0
 
 NO_SHIFT = 1.0
 
-REMEDY = "Give the path of a configuration file, or correct it there."
-
 T = TypeVar("T")
+
+SIMPLETUNER_FLAVOUR = "final"
+"""SimpleTuner's model_flavour of both families where none is given."""
+
+KINDS_OF_ADAMW = (
+    "adamw_bf16",
+    "adamw-bf16",
+    "adam_bfloat16",
+    "adamw8bit",
+    "bnb-adamw8bit",
+    "ao-adamw8bit",
+    "torch-adamw",
+)
+"""SimpleTuner's names of AdamW in other number formats."""
+
+REMEDY = "Give the path of a configuration file, or correct it there."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,46 +87,64 @@ def read_files(path: Path | None, overrides: Mapping[str, Any], needs_data: bool
         ConfigError: a file cannot be read, or as `read_run` raises it.
     """
     config = read_json(path, ConfigError, REMEDY, comments=True) if path is not None else {}
-    config = {name.removeprefix("--"): value for name, value in config.items()}
-    config |= overrides
-    check_keys(config, CONFIG_KEYS, str(path) if path else "the command line")
-    data_file = _data_file(config.get("data_backend_config"), path, needs_data)
-    datasets = read_json(data_file, ConfigError, REMEDY, kind=list, comments=True) if data_file is not None else []
-    if not all(isinstance(entry, dict) for entry in datasets):
-        raise ConfigError(f"{data_file} is no list of datasets, each an object of keys and values. Correct it.")
-    of_data = {name: value for name, value in overrides.items() if CONFIG_KEYS[name].owner is DatasetConfig}
+    faults = Faults()
+    config = _without_dashes(config, faults) | overrides
+    _check_family(config)
+    for name in [name for name in overrides if name not in CONFIG_KEYS]:
+        faults.append(
+            f"There is no flag --{name}{nearest(name, CONFIG_KEYS)}. Each key of config.json is a flag;"
+            " docs/configuration.md lists them."
+        )
+        del config[name]
+    datasets: list[Any] = []
+    with faults.noted():
+        datasets = _read_datasets(config.get("data_backend_config"), path, needs_data)
+    of_data = {name: value for name, value in overrides.items() if _is_about_data(name)}
     if of_data:
         datasets = [_overridden(entry, of_data) for entry in datasets]
-    return read_run(config, datasets)
+    return read_run(config, datasets, where=str(path) if path else "the command line", faults=faults)
 
 
-def read_run(config: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]]) -> SimpleTunerRun:
+def read_run(
+    config: Mapping[str, Any],
+    datasets: Sequence[Mapping[str, Any]],
+    where: str = "config.json",
+    faults: Sequence[str] = (),
+) -> SimpleTunerRun:
     """The run that the two files' values describe.
 
+    Args:
+        where: what `config` is called in messages.
+        faults: already found.
+
     Raises:
-        ConfigError: an unknown key (the nearest one is named), a value that is not possible here (with the reason),
-            or keys that exclude each other.
+        ConfigError: unknown keys (the nearest ones are named), values that are not possible here (with the reason),
+            keys that exclude each other; all of them at once, but another model_family alone.
     """
-    check_keys(config, CONFIG_KEYS, "config.json")
-    notes = list(_notes(config))
-    model = _build(ModelConfig, config, **_model_values(config))
-    sets, eval_sets, text_cache, data_notes = read_sets(config, datasets)
-    runs_dir, run_name = _place(config)
+    _check_family(config)
+    found, notes = Faults(faults), []
+    values = read_values(fill_placeholders(config, {}, where, found), CONFIG_KEYS, where, found)
+    notes += [f"{name}: {CONFIG_KEYS[name].meaning}" for name in values if CONFIG_KEYS[name].without_effect]
+    model = _build(ModelConfig, values, found, **_model_values(values, notes, found))
+    sets, eval_sets, text_cache = read_sets(values, datasets, notes, found)
+    runs_dir, run_name = _place(values)
     train = _build(
         TrainConfig,
-        config,
+        values,
+        found,
         run_name=run_name,
-        options=_build(TrainingOptions, config, **_option_values(config, notes)),
-        validation=_validation(config),
+        options=_build(TrainingOptions, values, found, **_option_values(values, notes, found)),
+        validation=_validation(values, found),
     )
+    found.check()
     return SimpleTunerRun(
         model=model,
         train=train,
         sets=sets,
         eval_sets=eval_sets,
-        cache_dir_text=config.get("cache_dir_text") or text_cache or "text",
+        cache_dir_text=values.get("cache_dir_text") or text_cache or "text",
         runs_dir=runs_dir,
-        notes=(*notes, *data_notes),
+        notes=tuple(notes),
         config=dict(config),
         datasets=tuple(dict(entry) for entry in datasets),
     )
@@ -125,42 +156,78 @@ def check_trainable(run: SimpleTunerRun) -> None:
     Raises:
         ConfigError: naming the keys and what to change.
     """
-    from ..loop.check import check_steps
-    from ..models.flavours import check_training_data, flavour_of
-
-    check_steps(run.train)
-    name, flavour = run.model.model_flavour, flavour_of(run.model)
-    check_training_data(run.model, ())
+    flavour = flavour_of(run.model)
+    faults = Faults()
+    with faults.noted():
+        check_steps(run.train)
+    with faults.noted():
+        check_training_data(run.model, ())
     if not run.sets:
-        raise ConfigError(
+        faults.append(
             f"There is no dataset to train on. Name a folder of pictures in {DATA_FILE} (beside config.json, or where"
             " data_backend_config says)."
         )
     for each in (*run.sets, *run.eval_sets):
-        _check_media(each.targets, flavour)
-        if flavour.needs_reference and each.references is None:
-            raise ConfigError(
-                f"model_flavour {name} edits a reference picture, but dataset {each.targets.id!r} has no"
-                " conditioning_data. Give it the id of the dataset that holds its reference pictures."
-            )
-        if not (flavour.needs_reference or flavour.draws_clips) and each.references is not None:
-            raise ConfigError(
-                f"model_flavour {name} draws from text alone, but dataset {each.targets.id!r} has conditioning_data"
-                f" {each.references.id!r}. Remove conditioning_data, or choose model_flavour edit."
-            )
+        with faults.noted():
+            _check_fits(each, flavour, run)
+    faults.check()
 
 
-def _check_media(targets: DatasetConfig, flavour: Flavour) -> None:
+def _check_fits(dataset: SimpleTunerDataset, flavour: Flavour, run: SimpleTunerRun) -> None:
+    targets, references = dataset.targets, dataset.references
+    name = f"model_flavour {run.model.model_flavour}"
+    if not run.config.get("model_flavour"):
+        name += " (which no model_flavour means, as in SimpleTuner)"
     wanted = "video" if flavour.draws_clips else "image"
     if targets.dataset_type != wanted:
         raise ConfigError(
             f"model_family {flavour.family} is trained on dataset_type {wanted!r}, but dataset {targets.id!r} has"
             f" {targets.dataset_type!r}. Correct it, or choose another model_family."
         )
+    if flavour.needs_reference and references is None:
+        raise ConfigError(
+            f"{name} edits a reference picture, but dataset {targets.id!r} has no conditioning_data. Give it the id of"
+            " the dataset that holds its reference pictures."
+        )
+    if not (flavour.needs_reference or flavour.draws_clips) and references is not None:
+        raise ConfigError(
+            f"{name} draws from text alone, but dataset {targets.id!r} has conditioning_data {references.id!r}. Remove"
+            ' conditioning_data, or write "model_flavour": "edit".'
+        )
+
+
+def _check_family(config: Mapping[str, Any]) -> None:
+    """Refuses the family of another model before anything else: most other faults follow from it.
+
+    Raises:
+        ConfigError: naming the families that are trained here.
+    """
+    family = config.get("model_family") or ModelConfig.model_family
+    families = list(dict.fromkeys(family for family, _ in FLAVOURS))
+    if family not in families:
+        raise ConfigError(
+            f"model_family is {family!r}{nearest(str(family), families)}; trained here are {' and '.join(families)}."
+            " Correct it, or train that model with SimpleTuner."
+        )
+
+
+def _without_dashes(config: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+    """Keys may begin with `--`, as on the command line."""
+    values: dict[str, Any] = {}
+    for written, value in config.items():
+        name = written.removeprefix("--")
+        if name in values:
+            faults.append(f"config.json has both {name} and --{name}, which are the same key. Remove one.")
+        values[name] = value
+    return values
+
+
+def _is_about_data(name: str) -> bool:
+    return name in CONFIG_KEYS and CONFIG_KEYS[name].owner is DatasetConfig
 
 
 def _overridden(entry: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`entry` of the data file with `values` for it; they also go before what its section `video` says."""
+    """`entry` of the data file with `values` for it; they also override what its section `video` says."""
     if "instance_data_dir" not in entry:
         return dict(entry)
     about_videos = entry.get("dataset_type") == "video"
@@ -171,11 +238,25 @@ def _overridden(entry: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str
     return {**entry, **fitting}
 
 
+def _read_datasets(named: Any, config_path: Path | None, needed: bool) -> list[Any]:
+    data_file = _data_file(named, config_path, needed)
+    if data_file is None:
+        return []
+    datasets = read_json(data_file, ConfigError, REMEDY, kind=list, comments=True)
+    if not all(isinstance(entry, dict) for entry in datasets):
+        raise ConfigError(f"{data_file} is no list of datasets, each an object of keys and values. Correct it.")
+    return datasets
+
+
 def _data_file(named: Any, config_path: Path | None, needed: bool) -> Path | None:
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"data_backend_config is {named!r}; it must be the path of the data file. Correct it.")
     beside = config_path.parent if config_path is not None else Path.cwd()
     if named:
-        # A moved pair of files finds each other; SimpleTuner itself starts from the current folder.
-        candidates = [beside / named, beside / Path(named).name, Path(named).expanduser()]
+        # A moved pair of files finds each other; SimpleTuner itself starts from the current folder, and its examples
+        # keep their data files one folder up.
+        own = Path(named)
+        candidates = [beside / own, beside / own.name, own.expanduser(), beside.parent / own.name]
     else:
         candidates = [beside / DATA_FILE]
     for candidate in candidates:
@@ -187,50 +268,50 @@ def _data_file(named: Any, config_path: Path | None, needed: bool) -> Path | Non
     return None
 
 
-def _build(kind: type[T], config: Mapping[str, Any], **values: Any) -> T:
-    return kind(**{**field_values(kind, config, CONFIG_KEYS), **values})
+def _build(kind: type[T], config: Mapping[str, Any], faults: Faults, **values: Any) -> T:
+    return build(kind, field_values(kind, config, CONFIG_KEYS, faults) | values, "", faults)
 
 
-def _notes(config: Mapping[str, Any]) -> list[str]:
-    return [f"{name}: {CONFIG_KEYS[name].meaning}" for name in config if CONFIG_KEYS[name].without_effect]
-
-
-def _model_values(config: Mapping[str, Any]) -> dict[str, Any]:
+def _model_values(config: Mapping[str, Any], notes: list[str], faults: Faults) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    if _is_video(config) and config.get("model_flavour") is None:
-        values["model_flavour"] = "final"
+    if config.get("model_flavour") is None:
+        values["model_flavour"] = SIMPLETUNER_FLAVOUR
+    if config.get("ramtorch"):
+        values["enable_group_offload"] = True
+        notes.append(f"ramtorch: {CONFIG_KEYS['ramtorch'].meaning}")
     precision = config.get("base_model_precision") or "no_change"
     full = config.get("mixed_precision", "bf16") == "no"
     if precision == "no_change":
         values["base_model_precision"] = "fp32" if full else ModelConfig.base_model_precision
     elif full and precision != "fp32":
-        raise ConfigError(
+        faults.append(
             f"mixed_precision is 'no' (fp32 throughout) and base_model_precision {precision!r}; these exclude each"
             " other. Set mixed_precision to 'bf16', or base_model_precision to 'no_change'."
         )
     return values
 
 
-def _option_values(config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {"flow_schedule_shift": _shift(config, notes)}
-    if config.get("optimizer") == "adamw_bf16":
+def _option_values(config: Mapping[str, Any], notes: list[str], faults: Faults) -> dict[str, Any]:
+    values: dict[str, Any] = {"flow_schedule_shift": _shift(config, notes, faults)}
+    optimizer = config.get("optimizer")
+    if optimizer in KINDS_OF_ADAMW:
         values["optimizer"] = "adamw"
-        notes.append("optimizer: adamw_bf16 is AdamW on bf16 weights; the adapter here is fp32, so it is plain adamw.")
+        notes.append(f"optimizer: {optimizer} is adamw here. {CONFIG_KEYS['optimizer'].meaning}")
+    if config.get("lr_scheduler") == "cosine_with_warmup":
+        values["lr_scheduler"] = "cosine"
     return values
 
 
-def _shift(config: Mapping[str, Any], notes: list[str]) -> float:
+def _shift(config: Mapping[str, Any], notes: list[str], faults: Faults) -> float:
     shift, auto = config.get("flow_schedule_shift"), config.get("flow_schedule_auto_shift")
-    if shift is not None:
-        shift = value_of(TrainingOptions, "flow_schedule_shift", shift)
     if shift:
-        if auto and shift > 0:
-            notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which goes before it.")
+        if auto and not isinstance(shift, str) and shift > 0:
+            notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which overrides it.")
         return shift
     own = TrainingOptions.flow_schedule_shift
     if _is_video(config):
         if shift == 0 and not auto:
-            raise ConfigError(
+            faults.append(
                 "flow_schedule_shift is 0; LongCat-Video draws with shift 12, and 0 would leave no noise levels to"
                 " train. Give 12, or leave the key out, or set flow_schedule_auto_shift to true."
             )
@@ -244,16 +325,16 @@ def _is_video(config: Mapping[str, Any]) -> bool:
     return config.get("model_family") == "longcat_video"
 
 
-def _validation(config: Mapping[str, Any]) -> ValidationConfig | None:
-    values = field_values(ValidationConfig, config, CONFIG_KEYS)
+def _validation(config: Mapping[str, Any], faults: Faults) -> ValidationConfig | None:
+    values = field_values(ValidationConfig, config, CONFIG_KEYS, faults)
     if values.get("validation_steps") == 0:
         return None
-    return ValidationConfig(**values)
+    return build(ValidationConfig, values, "", faults)
 
 
 def _place(config: Mapping[str, Any]) -> tuple[str | None, str]:
     """(folder above the run or None, name of the run)"""
-    # run_name and output_dir are two keys of one field: the name given by hand goes first.
+    # run_name and output_dir are two keys of one field: the name given by hand overrides the folder's.
     output_dir, run_name = config.get("output_dir"), config.get("run_name")
     if not output_dir:
         return None, str(run_name or TrainConfig.run_name)

@@ -1,4 +1,4 @@
-"""The settings of a run -> SimpleTuner's config.json and data file: the way back of `config_file`.
+"""The settings of a run -> SimpleTuner's config.json and data file: the way back of read.py.
 
 What was read is kept as it was written; only what has changed since is written anew, so that nothing gets lost.
 """
@@ -17,6 +17,10 @@ from ..settings.validation import ValidationConfig
 from .datasets import OWN_TO_VIDEOS, SimpleTunerDataset
 from .keys import CLIP_FIELDS, CONFIG_KEYS
 from .read import SimpleTunerRun, read_run
+from .values import means
+
+REPLACED = {"base_model_precision": ("mixed_precision",), "enable_group_offload": ("ramtorch",)}
+"""Field -> keys that also have a say in it, and would contradict its new value."""
 
 Entries = dict[str, dict[str, Any]]
 """Entries of the data file by id."""
@@ -76,8 +80,8 @@ def _set(config: dict[str, Any], owner: type, field: str, value: Any) -> None:
         return
     if owner is TrainingOptions and field == "flow_schedule_shift":
         config["flow_schedule_auto_shift"] = value <= 0
-    if field == "base_model_precision":
-        config.pop("mixed_precision", None)
+    for other in REPLACED.get(field, ()):
+        config.pop(other, None)
     config[field] = value
 
 
@@ -87,7 +91,7 @@ def _datasets(run: SimpleTunerRun, base: SimpleTunerRun, config: dict[str, Any])
     entries: Entries = {}
     others: list[dict[str, Any]] = []
     for entry in run.datasets:
-        if entry.get("id") in known and not entry.get("disabled"):
+        if entry.get("id") in known and not any(means(entry.get(key), True) for key in ("disabled", "disable")):
             entries[entry["id"]] = dict(entry)
         else:
             others.append(dict(entry))
@@ -136,7 +140,7 @@ def _entry(entry: Mapping[str, Any], dataset: DatasetConfig, before: DatasetConf
 
 
 def _plain(name: str, value: Any) -> Any:
-    """As the quickstarts write it."""
+    """As SimpleTuner writes it."""
     if name == "caption_strategy" and value == "none":
         return None
     return int(value) if name == "resolution" and value.isdecimal() else value

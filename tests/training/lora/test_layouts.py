@@ -377,7 +377,7 @@ def test_refuses_a_faulty_alpha(tmp_path, alpha):
         ({"r": 4, "lora_alpha": 8, "peft_type": "LOHA"}, "LOHA adapter"),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"(": 1}}, "faulty pattern"),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": "1"}}, "alpha_pattern .* numbers by module"),
-        ([], "a JSON list, not an object"),
+        ([], "holds a list, not an object"),
     ],
 )
 def test_refuses_a_faulty_adapter_config(tmp_path, config, message):
