@@ -27,21 +27,27 @@ PLACES = {
     "conditioning_data": "PairDatasets.references",
     "crop": "LongCatDataset.crop_aspect",
     "disabled": "no node",
+    "disable": "no node",
+    "_comment": "no node",
+    "ramtorch": "LoadLongCat.enable_group_offload",
     "video": "widgets of LongCatDataset",
-    "max_frames": "no node",
 }
 """Where keys are that are no widget of their own."""
 
 TEXT = """# Configuration
 
 Every key of SimpleTuner's `config.json` and of its data file (`multidatabackend.json`) that this pack knows: what it
-does here, and where it is in the graph. This file is made from `training/config_keys.py` and `training/config.py` by
-`python -m comfyui_longcat.nodes.graph.key_table`; a test compares them.
+does here, and where it is in the graph. This file is made from `training/simpletuner/keys.py` and
+`training/settings` by `python -m comfyui_longcat.nodes.graph.key_table`; a test compares them.
 
 - Both files may hold `//` and `/* */` comments and trailing commas. Keys may begin with `--`.
 - Every key of config.json is also a flag of `longcat train`, `validate` and `config import`: `--learning_rate 1e-4`.
-  Flags go before the data file, the data file before config.json, and config.json before the default.
-- An unknown key is an error that names the nearest known one. `null` leaves a setting at its default.
+  A flag overrides the data file, the data file overrides config.json, and config.json overrides the default.
+- Numbers and booleans may be texts (`"1e-4"`, `"false"`). `{{env:NAME}}` in a text stands for an environment variable;
+  in the data file `{{model_family}}`, `{{output_dir}}` and `{{id}}` stand for these keys.
+- Without `model_flavour` the flavour is `final`, as in SimpleTuner.
+- All faults of both files are reported at once. An unknown key is an error that names the nearest known one. `null`
+  leaves a setting at its default.
 - A key that is known and has no effect is listed with the reason when a run starts.
 - `pretrained_model_name_or_path`, datasets and caches may be relative: datasets to the home's `input` folder or the
   current folder, caches to `output/longcat-cache`.

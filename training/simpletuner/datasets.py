@@ -92,6 +92,9 @@ def _entries(
                 _check_entry(where, entry, entries)
                 entries[entry["id"]] = _with_video_keys(entry, where, faults)
             notes += [f"{where}, {key}: {DATA_KEYS[key].meaning}" for key in entry if DATA_KEYS[key].without_effect]
+            section = entry.get("video") if isinstance(entry.get("video"), dict) else {}
+            idle = [key for key in section if key in VIDEO_KEYS and VIDEO_KEYS[key].without_effect]
+            notes += [f"{where}, video, {key}: {VIDEO_KEYS[key].meaning}" for key in idle]
     return entries, text_cache
 
 

@@ -124,7 +124,7 @@ _READ: dict[str, Key] = {
         " adafactor.",
     ),
     "ramtorch": Key(
-        help="true: as enable_group_offload: the transformer's blocks stay in main memory and stream through the card.",
+        help="true: as enable_group_offload, which streams the transformer's blocks through the card.",
         accepts=(True, False),
     ),
     "cache_dir_text": Key(

@@ -278,7 +278,7 @@ def _model_values(config: Mapping[str, Any], notes: list[str], faults: Faults) -
         values["model_flavour"] = SIMPLETUNER_FLAVOUR
     if config.get("ramtorch"):
         values["enable_group_offload"] = True
-        notes.append(f"ramtorch: {CONFIG_KEYS['ramtorch'].meaning}")
+        notes.append("ramtorch: as enable_group_offload, which streams the transformer's blocks through the card.")
     precision = config.get("base_model_precision") or "no_change"
     full = config.get("mixed_precision", "bf16") == "no"
     if precision == "no_change":
@@ -296,7 +296,7 @@ def _option_values(config: Mapping[str, Any], notes: list[str], faults: Faults) 
     optimizer = config.get("optimizer")
     if optimizer in KINDS_OF_ADAMW:
         values["optimizer"] = "adamw"
-        notes.append(f"optimizer: {optimizer} is adamw here. {CONFIG_KEYS['optimizer'].meaning}")
+        notes.append(f"optimizer: {optimizer} is plain adamw here: the adapter and the optimiser's state are fp32.")
     if config.get("lr_scheduler") == "cosine_with_warmup":
         values["lr_scheduler"] = "cosine"
     return values

@@ -138,7 +138,7 @@ def test_files_that_are_no_workflow(tmp_path, content):
 
 def test_broken_and_absent_files(tmp_path):
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no JSON file"):
+    with pytest.raises(ConfigError, match="no valid JSON"):
         read_graph(tmp_path / "broken.json")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_graph(tmp_path / "absent.json")

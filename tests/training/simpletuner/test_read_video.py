@@ -45,7 +45,6 @@ def test_without_a_section_the_guides_values_hold():
     ("entry", "words"),
     [
         ({"video": {"num_frame": 93}}, "dataset 'clips', video has a key.*'num_frame' .the nearest is 'num_frames'"),
-        ({"video": {"max_frames": 200}}, "No video is left out for its length"),
         ({"video": [93]}, "must be an object"),
         ({"video": {"num_frames": 92}}, "num_frames is 92;.* Use 89 or 93"),
         ({"video": {"bucket_strategy": "frames"}}, "must be one of aspect_ratio, resolution_frames"),
