@@ -53,9 +53,10 @@ class AllowedRoots:
         for candidate in self._candidates(text, what):
             if is_there(candidate):
                 return candidate
+        hint = " Write / between folders here, not a backslash." if "\\" in text and os.sep == "/" else ""
         raise PathError(
             f"{what} is {text!r}; there is no such {wanted} (looked in {self._shown()}). Create it, or correct the"
-            " path."
+            f" path.{hint}"
         )
 
     def _candidates(self, text: str, what: str) -> list[Path]:
@@ -63,7 +64,14 @@ class AllowedRoots:
             raise PathError(f"{what} is empty; give a folder inside {self._shown()}.")
         if "\0" in text:
             raise PathError(f"{what} holds a NUL character; give a folder inside {self._shown()}.")
-        path = Path(text.strip()).expanduser() if self.roots is None else Path(text.strip())
+        text = text.strip()
+        if text[0] == text[-1] and text[0] in "\"'" and len(text) > 2:  # as file managers copy paths
+            text = text[1:-1]
+        path = Path(text).expanduser() if self.roots is None else Path(text)
+        known = any(path.is_relative_to(folder) for folder in (*self.bases, *(self.roots or ())))
+        if self.roots is not None and text.startswith(("//", "\\\\")) and not known:
+            # Before anything resolves it, which would ask that machine.
+            raise PathError(f"{what} is {text!r}, a path of another machine; give a folder inside {self._shown()}.")
         try:
             candidates = [(base / path).resolve() for base in self.bases]
         except (OSError, RuntimeError, ValueError) as error:  # a circle of links, or characters no file name can have

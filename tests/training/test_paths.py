@@ -1,5 +1,6 @@
 """Containment: a workflow reaches the allowed folders and nothing else, by whatever spelling."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,25 @@ def test_folders_inside_are_found(allowed, places):
     for text in ("pictures", "./pictures/", " pictures ", "../input/pictures", str(places / "input" / "pictures")):
         assert allowed.resolve_folder(text, "folder") == inside
     assert allowed.resolve_folder(str(places / "extra" / "more"), "folder") == (places / "extra" / "more").resolve()
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_around_a_path_are_not_part_of_it(allowed, places, quote):
+    found = allowed.resolve_folder(f" {quote}{places / 'input' / 'pictures'}{quote} ", "folder")
+    assert found == (places / "input" / "pictures").resolve()
+
+
+@pytest.mark.skipif(os.sep != "/", reason="there it is no fault")
+def test_backslashes_are_spoken_of(allowed, places):
+    with pytest.raises(PathError, match="not a backslash"):
+        allowed.resolve_folder("pictures\\", "folder")
+
+
+@pytest.mark.parametrize("text", ["//server/share", "\\\\server\\share", "'//server/share'"])
+def test_paths_of_other_machines_are_refused_unresolved(allowed, text):
+    for resolve in (allowed.resolve_folder, allowed.resolve_existing, allowed.resolve_new):
+        with pytest.raises(PathError, match="another machine"):
+            resolve(text, "folder")
 
 
 @pytest.mark.parametrize(
