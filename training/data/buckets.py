@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 from ..settings.dataset import DatasetConfig
-from ..settings.sizes import BUCKET_ALIGNMENT, Size, parse_resolutions
+from ..settings.geometry import BUCKET_ALIGNMENT, Size
+from ..settings.sizes import parse_resolutions
 
 LARGEST_ASPECT = 2.0
 """Long side over short side of the longest bucket (official: 1408x704); longer pictures are cropped to it."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..files import sha256_of_json
-from ..settings.dataset import FRAME_RATE, ClipConfig
-from ..settings.sizes import Size
+from ..settings.dataset import ClipConfig
+from ..settings.geometry import FRAME_RATE, Size
 from .media import CENTRE, to_pixels
 from .video_buckets import clip_frames
 from .video_files import OVERHANG, TimedFrame, VideoInfo, read_frames

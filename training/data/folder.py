@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import sha256_of_json
 from ..settings.dataset import DatasetConfig
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 from .media import IMAGE_SUFFIXES, image_size
 
 NAMES_SHOWN = 10

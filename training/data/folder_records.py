@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import sha256_of_json
 from ..settings.dataset import DatasetConfig
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 from .buckets import bucket_choices, nearest_bucket
 from .folder import PictureFolder
 from .records import Record

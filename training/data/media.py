@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import DataError
 from ..settings.dataset import DatasetConfig
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 from .folder import refuse
 from .pairs import survey_picture_pairs
 from .pictures import survey_pictures

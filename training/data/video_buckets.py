@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..settings.sizes import FRAME_STEP, cut_down
+from ..settings.geometry import FRAME_STEP, cut_down
 
 
 class VideoBucket(NamedTuple):

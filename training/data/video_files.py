@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 from .folder import natural_order
 from .media import IMAGE_SUFFIXES, as_rgb, image_size, opened, read_image
 

@@ -19,7 +19,7 @@ from ..caches.text import load_prompt_embeds
 from ..data.records import ClipRecord
 from ..errors import CacheError, DataError
 from ..files import sha256_of_json
-from ..settings.sizes import Size
+from ..settings.geometry import Size
 
 Kind = tuple[Size, int, int, int, bool]
 """Bucket, number of references, length L of prompt_embeds, frames (0 for a picture), whether the first one is given:

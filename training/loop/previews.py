@@ -33,8 +33,8 @@ from ..models.registry import family_of
 from ..sampling.image import Guidance, initial_noise, sample_image
 from ..sampling.preview_clips import save_clip, starting_record, strip_of
 from ..sampling.video import ZeroStarGuidance, sample_video
-from ..settings.dataset import FRAME_RATE
-from ..settings.sizes import BUCKET_ALIGNMENT, parse_size
+from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE
+from ..settings.sizes import parse_size
 from ..settings.validation import ValidationConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..data.records import ClipRecord, Record
 from ..errors import ConfigError
+from ..settings.geometry import FRAME_STEP, check_frames
 from ..settings.model import ModelConfig
-from ..settings.sizes import FRAME_STEP, check_frames
 
 TEXT_TO_IMAGE = "LongCatImagePipeline"
 

@@ -11,9 +11,9 @@ from ..data.folder import shown
 from ..data.media import image_size
 from ..data.records import ClipRecord, Record
 from ..models.flavours import IMAGE_FAMILY
-from ..models.image.prompt import PROMPT_SLOTS, whole_prompt
+from ..models.image.prompt import whole_prompt
 from ..models.video.prompt import clean_prompt
-from ..settings.sizes import Size
+from ..settings.geometry import PROMPT_SLOTS, Size
 from ..weights.spec import ModelSpec
 
 ENLARGED = 1.05

@@ -21,11 +21,11 @@ from torch import nn
 from ..data.records import ClipRecord, Record
 from ..models.flavours import IMAGE_FAMILY, VIDEO_FAMILY
 from ..models.registry import family_of
-from ..models.video.latents import latent_frames
 from ..models.video.transformer import LongCatVideoTransformer3DModel
+from ..settings.geometry import PROMPT_SLOTS, latent_frames, latent_sides, picture_tokens
 from ..settings.model import QUANTISED_PRECISIONS, ModelConfig
 from ..settings.run import TrainConfig
-from ..settings.sizes import PIXELS_PER_TOKEN, Size, parse_size
+from ..settings.sizes import parse_size
 from ..settings.validation import ValidationConfig
 from ..weights.quantisation import linears_to_quantise
 from ..weights.streaming import blocks_of, streamed_blocks
@@ -49,8 +49,6 @@ SAMPLING = 30.0
 
 ADAPTER = 16
 """Bytes per weight of the adapter: weight, gradient and two moments, float32."""
-
-PROMPT_SLOTS = 512
 
 VISION_PIXELS = 28
 """Px; side of the patch that Qwen2.5-VL makes one token of."""
@@ -172,7 +170,7 @@ def adapter_weights(family: str, config: TrainConfig) -> int:
 
 def tokens_of(record: Record) -> int:
     """Tokens of one sample; of a picture with its prompt's and its reference's."""
-    picture = _picture_tokens(record.bucket)
+    picture = picture_tokens(record.bucket)
     if isinstance(record, ClipRecord):
         return picture * latent_frames(record.clip.frames)
     return picture * (1 + len(record.references)) + _prompt_tokens(record)
@@ -231,11 +229,11 @@ def _preview_bytes(settings: ValidationConfig, model: ModelConfig) -> float:
     size = parse_size(settings.validation_resolution, "validation_resolution")
     if model.model_family == VIDEO_FAMILY:
         frames = settings.validation_num_video_frames
-        tokens = _picture_tokens(size) * latent_frames(frames)
+        tokens = picture_tokens(size) * latent_frames(frames)
         decoding = min(math.prod(size), VIDEO_TILE**2) * sizes.decode + 2 * 12 * math.prod(size) * frames
     else:
         # As if it had a reference, which that of an edit has.
-        tokens = 2 * _picture_tokens(size) + PROMPT_SLOTS
+        tokens = 2 * picture_tokens(size) + PROMPT_SLOTS
         decoding = math.prod(size) * sizes.decode
     return max(tokens * sizes.hidden * SAMPLING, decoding + 4 * sizes.vae_weights)
 
@@ -249,7 +247,7 @@ def _encoding(model: ModelConfig, record: Record) -> float:
 def _cache_bytes(model: ModelConfig, record: Record) -> int:
     """Latents in float32, embeddings of the caption and of the empty one in the text encoder's dtype."""
     sizes = SIZES[model.model_family]
-    plane = math.prod(record.bucket) // 64 * sizes.latent_channels * 4
+    plane = math.prod(latent_sides(record.bucket)) * sizes.latent_channels * 4
     frames = latent_frames(record.clip.frames) if isinstance(record, ClipRecord) else 1
     embeds = _prompt_tokens(record) * sizes.text_width * (4 if model.base_model_precision == "fp32" else 2)
     # Without a reference all captions share one empty twin.
@@ -282,10 +280,6 @@ def _prompt_tokens(record: Record) -> int:
 
 def _sees_reference(record: Record) -> bool:
     return bool(record.references) and not isinstance(record, ClipRecord)
-
-
-def _picture_tokens(size: Size) -> int:
-    return size[0] * size[1] // PIXELS_PER_TOKEN**2
 
 
 def _weights(module: Any) -> int:

@@ -16,8 +16,8 @@ from ..data.records import ClipRecord, Record, TrainingSet
 from ..errors import ConfigError, DataError
 from ..events import Callbacks
 from ..models.flavours import check_training_data
+from ..settings.geometry import PIXELS_PER_TOKEN
 from ..settings.model import ModelConfig
-from ..settings.sizes import PIXELS_PER_TOKEN
 
 PICTURES = 32
 """So many records run through the twin, some of every bucket; all are looked at."""

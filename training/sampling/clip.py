@@ -23,13 +23,13 @@ from ..models.contract import Family
 from ..models.flavours import flavour_of
 from ..models.flow import distill_sigmas, video_sigmas
 from ..models.registry import family_of
-from ..models.video.latents import check_clip, denormalise, latent_frames
+from ..models.video.latents import check_clip, denormalise
 from ..settings.sampling import VideoSampleConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
 from .image import initial_noise
-from .picture import PIXELS_PER_LATENT, Conditioning, step_reporter, stop_if_asked
+from .picture import Conditioning, step_reporter, stop_if_asked
 from .video import ZeroStarGuidance, sample_video, with_shared_cache
 
 
@@ -93,7 +93,9 @@ def sample_clip(
     family = family_of(spec.config.model_family)
     start_latents = None if start is None else _encoded(family, spec, start, device, callbacks)
     sigmas = _sigmas(config)
-    noise = _noise(config, start_latents, vae_config)
+    size = (config.width, config.height) if start is None else (start.shape[-1], start.shape[-2])
+    # For all frames: given ones take nothing away from the others' noise.
+    noise = initial_noise(family.latents_shape(vae_config, size, config.num_frames), config.seed)
     inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
     on_step = step_reporter(len(sigmas) - 1, callbacks, lambda frame: preview(frame.unsqueeze(2)))
     with open_transformer(spec, device, callbacks) as transformer:
@@ -118,16 +120,6 @@ def _encoded(family: Family, spec: ModelSpec, start: Tensor, device: torch.devic
 def _sigmas(config: VideoSampleConfig) -> Tensor:
 
     return distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
-
-
-def _noise(config: VideoSampleConfig, start_latents: Tensor | None, vae_config: dict[str, Any]) -> Tensor:
-    """[1, C, T, h, w], for all frames: given ones take nothing away from the others' noise."""
-
-    if start_latents is None:
-        sides = config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT
-    else:
-        sides = tuple(start_latents.shape[-2:])
-    return initial_noise((1, vae_config["z_dim"], latent_frames(config.num_frames), *sides), config.seed)
 
 
 def _inputs(

@@ -16,12 +16,12 @@ from ..data.media import to_pixels
 from ..errors import ConfigError
 from ..events import Callbacks
 from ..models.flavours import flavour_of
+from ..settings.geometry import MEGAPIXEL_SIDE, PIXELS_PER_TOKEN
 from ..settings.sampling import SampleConfig
-from ..settings.sizes import PIXELS_PER_TOKEN
 from ..weights.spec import ModelSpec
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
 
-EDIT_AREA = 1024 * 1024
+EDIT_AREA = MEGAPIXEL_SIDE**2
 """Px; area that the released edit pipeline brings every reference to."""
 
 

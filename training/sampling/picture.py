@@ -21,15 +21,12 @@ from ..models.contract import Family, ModelInputs
 from ..models.flavours import Flavour, flavour_of
 from ..models.image.latents import denormalise, normalise
 from ..models.registry import family_of
+from ..settings.geometry import LATENTS_PER_TOKEN, PATCH, size_of_latents
 from ..settings.sampling import SampleConfig
 from ..weights.components import open_text_encoder, open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
 from .image import Guidance, initial_noise, sample_image
-
-PIXELS_PER_LATENT = 8
-PATCH_AREA = 4
-"""A token holds 2 x 2 latent pixels, so the transformer's in_channels are 4 C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,8 @@ def sample_picture(
         _check_fit(name, conditioning, transformer_config)
     _warn_of_guidance(config, spec, callbacks)
     family = family_of(spec.config.model_family)
-    noise = initial_noise(_latents_shape(config, prompts[0], vae_config), config.seed)
+    size = (config.width, config.height) if config.width else size_of_latents(prompts[0].raw_ref_latents.shape)
+    noise = initial_noise(family.latents_shape(vae_config, size, frames=1), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in prompts)
     guidance = Guidance(inputs=negative_inputs, scale=config.guidance_scale, renorm=cfg_renorm)
     on_step = step_reporter(config.num_inference_steps, callbacks, preview)
@@ -148,16 +146,6 @@ def _inputs(
     return family.prepare_inputs(noise.shape, conditioning.prompt_embeds.clone().to(device), ref_latents)
 
 
-def _latents_shape(
-    config: SampleConfig, conditioning: Conditioning, vae_config: dict[str, Any]
-) -> tuple[int, int, int, int]:
-    if config.width:
-        height, width = config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT
-    else:
-        height, width = conditioning.raw_ref_latents.shape[-2:]
-    return 1, vae_config["latent_channels"], height, width
-
-
 def _check_reference(name: str, conditioning: Conditioning, flavour: Flavour) -> None:
     if flavour.needs_reference and conditioning.raw_ref_latents is None:
         raise ConfigError(
@@ -183,9 +171,9 @@ def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any
         )
     if raw_ref_latents is None:
         return
-    channels = transformer["in_channels"] // PATCH_AREA
+    channels = transformer["in_channels"] // LATENTS_PER_TOKEN
     shape = tuple(raw_ref_latents.shape)
-    if len(shape) != 4 or shape[:2] != (1, channels) or shape[2] % 2 or shape[3] % 2:
+    if len(shape) != 4 or shape[:2] != (1, channels) or shape[2] % PATCH or shape[3] % PATCH:
         raise ConfigError(
             f"{name} has reference latents of shape {list(shape)}; this model takes [1, {channels}, height, width]"
             f" with even sides. Encode the reference with {encoder} and the same model."

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .geometry import (
+    BUCKET_ALIGNMENT,
+    FRAME_RATE,
+    FRAME_RULE,
+    FRAME_STEP,
+    MOST_FRAMES,
+    check_frames,
+    check_multiple,
+)
 from .option import Checked, option
-from .sizes import BUCKET_ALIGNMENT, FRAME_STEP, check_frames, check_multiple, parse_resolutions
-
-FRAME_RATE = 15.0
-"""Frames per second that the base stage makes (official: run_demo_text_to_video.py)."""
+from .sizes import parse_resolutions
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -17,14 +23,14 @@ class ClipConfig(Checked):
     """Which clips are taken from the videos of a dataset; most names are those of SimpleTuner's section `video`."""
 
     num_frames: int = option(
-        93, "Frames of a clip (guide: 93, 6.2 s); (frames - 1) must be a multiple of 4.", low=1, high=1001, step=4
+        93, f"Frames of a clip (guide: 93, 6.2 s); {FRAME_RULE}.", low=1, high=MOST_FRAMES, step=FRAME_STEP
     )
     min_frames: int = option(
         0,
         "With bucket_strategy resolution_frames: the fewest frames that a shorter video may be cut down to. 0:"
         " num_frames, so shorter videos are refused.",
         low=0,
-        high=1001,
+        high=MOST_FRAMES,
         step=1,
     )
     fps: float = option(
@@ -50,9 +56,9 @@ class ClipConfig(Checked):
     frame_interval: int = option(
         FRAME_STEP,
         "Shorter clips are cut down to a multiple of this, plus one; a coarser step makes fewer buckets.",
-        low=4,
-        high=1000,
-        step=4,
+        low=FRAME_STEP,
+        high=MOST_FRAMES - 1,
+        step=FRAME_STEP,
         advanced=True,
     )
 
@@ -100,9 +106,9 @@ class DatasetConfig(ClipConfig):
     aspect_bucket_alignment: int = option(
         BUCKET_ALIGNMENT,
         "Px; bucket sides are multiples of this. Keep 64, the grid the model was trained on.",
-        low=64,
+        low=BUCKET_ALIGNMENT,
         high=512,
-        step=64,
+        step=BUCKET_ALIGNMENT,
         advanced=True,
     )
     repeats: int = option(

@@ -5,16 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .geometry import (
+    FRAME_RATE,
+    FRAME_RULE,
+    FRAME_STEP,
+    LARGEST_SIDE,
+    MOST_FRAMES,
+    PIXELS_PER_TOKEN,
+    check_frames,
+    check_multiple,
+)
 from .option import LARGEST_INT, Checked, option
-from .sizes import FRAME_STEP, PIXELS_PER_TOKEN, check_frames, check_multiple
+
+SIDE = {"high": LARGEST_SIDE, "step": PIXELS_PER_TOKEN}
 
 
 @dataclass(kw_only=True, frozen=True)
 class SampleConfig(Checked):
     """One sampling call (LongCatSampleEdit)."""
 
-    width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
-    height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, high=4096, step=16)
+    width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, **SIDE)
+    height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, **SIDE)
     num_inference_steps: int = option(50, "Euler steps (released pipeline: 50; guide: 40).", low=1, high=1000, step=1)
     guidance_scale: float = option(
         4.5,
@@ -39,8 +50,8 @@ class SampleConfig(Checked):
 class TextToImageConfig(SampleConfig):
     """One sampling call (LongCatSampleT2I)."""
 
-    width: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
-    height: int = option(1024, "Px, a multiple of 16.", low=16, high=4096, step=16)
+    width: int = option(1024, "Px, a multiple of 16.", low=PIXELS_PER_TOKEN, **SIDE)
+    height: int = option(1024, "Px, a multiple of 16.", low=PIXELS_PER_TOKEN, **SIDE)
     cfg_renorm: bool = option(
         True,
         "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
@@ -56,16 +67,15 @@ class VideoSampleConfig(SampleConfig):
         832,
         "Px, a multiple of 16 (official: 832x480). With a start frame, its own orientation decides which of the two"
         " sides is the width.",
-        low=16,
-        high=4096,
-        step=16,
+        low=PIXELS_PER_TOKEN,
+        **SIDE,
     )
-    height: int = option(480, "Px, a multiple of 16; see width.", low=16, high=4096, step=16)
+    height: int = option(480, "Px, a multiple of 16; see width.", low=PIXELS_PER_TOKEN, **SIDE)
     num_frames: int = option(
         93,
-        "Frames of the clip; (frames - 1) must be a multiple of 4 (official: 93, which are 6.2 s).",
+        f"Frames of the clip; {FRAME_RULE} (official: 93, which are 6.2 s).",
         low=1,
-        high=1001,
+        high=MOST_FRAMES,
         step=FRAME_STEP,
     )
     num_inference_steps: int = option(
@@ -79,7 +89,7 @@ class VideoSampleConfig(SampleConfig):
         high=30.0,
         step=0.1,
     )
-    fps: float = option(15.0, "Frames per second that the model was trained at.", low=1.0, high=120.0, step=0.01)
+    fps: float = option(FRAME_RATE, "Frames per second that the model was trained at.", low=1.0, high=120.0, step=0.01)
     distilled: bool = option(
         False,
         "For the released cfg_step_lora (or another LoRA distilled like it), loaded by LongCatLoadLoRA: 16 steps on its"

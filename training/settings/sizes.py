@@ -1,26 +1,9 @@
-"""Sizes as users write them: WIDTHxHEIGHT, resolutions, numbers of frames. Needs the standard library only."""
+"""Sizes as users write them: WIDTHxHEIGHT, and lists of resolutions."""
 
 from __future__ import annotations
 
 from ..errors import ConfigError
-
-PIXELS_PER_TOKEN = 16
-"""VAE 8 px x patch 2 = 16 px: both sides of every picture are multiples of it."""
-
-BUCKET_ALIGNMENT = 64
-"""Px; the grid of the aspect buckets (guide: keep on 64)."""
-
-LARGEST_SIDE = 4096
-"""Px."""
-
-MEGAPIXEL_SIDE = 1024
-"""Px; one megapixel is this squared, the size that SimpleTuner's rounding to 64 px makes of a million pixels."""
-
-FRAME_STEP = 4
-"""The VAE packs this many frames into a latent one, and the first alone: a clip has 4 k + 1 frames."""
-
-Size = tuple[int, int]
-"""(width, height) in px"""
+from .geometry import BUCKET_ALIGNMENT, LARGEST_SIDE, MEGAPIXEL_SIDE, PIXELS_PER_TOKEN, Size, check_multiple
 
 
 def parse_size(text: str, where: str) -> Size:
@@ -61,36 +44,6 @@ def parse_resolutions(text: str, resolution_type: str, where: str) -> tuple[floa
     if twice:
         raise ConfigError(f"{where} is {text!r}; it names {' = '.join(twice)} more than once. Remove one of them.")
     return tuple(found)
-
-
-def check_multiple(where: str, value: int, base: int) -> None:
-    """
-    Raises:
-        ConfigError: `value` is no multiple of `base`; names its neighbours.
-    """
-    if value % base:
-        lower = value // base * base
-        raise ConfigError(
-            f"{where} is {value}; it must be a multiple of {base}. Use {lower or base} or {lower + base}."
-        )
-
-
-def cut_down(frames: int, interval: int = FRAME_STEP) -> int:
-    """The largest k * interval + 1 that is at most `frames`; 0 without frames."""
-    return (frames - 1) // interval * interval + 1 if frames > 0 else 0
-
-
-def check_frames(where: str, frames: int) -> None:
-    """
-    Raises:
-        ConfigError: `frames` is not 4 k + 1; names its neighbours.
-    """
-    if frames < 1 or (frames - 1) % FRAME_STEP:
-        lower = max(cut_down(frames), 1)
-        raise ConfigError(
-            f"{where} is {frames}; the VAE takes one frame and then {FRAME_STEP} at a time, so (frames - 1) must be a"
-            f" multiple of {FRAME_STEP}. Use {lower} or {lower + FRAME_STEP}."
-        )
 
 
 def _parse_number(entry: str, resolution_type: str, where: str) -> float:

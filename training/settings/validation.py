@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .geometry import FRAME_RULE, FRAME_STEP, MOST_FRAMES, check_frames
 from .option import LARGEST_INT, Checked, option
-from .sizes import check_frames, parse_size
+from .sizes import parse_size
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,7 +37,7 @@ class ValidationConfig(Checked):
         "", "What guidance leads away from; empty: from the empty instruction (official).", multiline=True
     )
     validation_num_video_frames: int = option(
-        93, "LongCat-Video: frames of a sample; (frames - 1) must be a multiple of 4.", low=1, high=1001, step=4
+        93, f"LongCat-Video: frames of a sample; {FRAME_RULE}.", low=1, high=MOST_FRAMES, step=FRAME_STEP
     )
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..settings.dataset import ClipConfig, DatasetConfig
+from ..settings.geometry import PROMPT_SLOTS
 from ..settings.model import ModelConfig
 from ..settings.option import option_of
 from ..settings.run import TrainConfig, TrainingOptions
@@ -158,7 +159,7 @@ _FIXED: dict[str, Key] = {
     "offset_noise": _always("Noise has no offset.", False),
     "train_text_encoder": _always("Only the transformer gets an adapter.", False),
     "tokenizer_max_length": _always(
-        "Prompts have at most 512 tokens, the length the model was trained with.", 512, None
+        f"Prompts have at most {PROMPT_SLOTS} tokens, the length the model was trained with.", PROMPT_SLOTS, None
     ),
     "validation_guidance_rescale": _always("Guidance is not rescaled.", 0, None),
     "validation_prompt_library": _always("Write the prompts into validation_prompt, one a line.", False),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError
 from ..files import write_safetensors
+from ..settings.geometry import LATENTS_PER_TOKEN
 from . import native_keys, qwen_file, vae_file
 from .block_loading import Finish, fill
 from .foreign import what_it_holds
@@ -173,8 +174,7 @@ def check_parts(transformer: SingleFile, vae: SingleFile, text_encoder: SingleFi
             raise ModelError(f"{file.path} holds a {file.kind}; a {kind} is needed here. Choose another file.")
     pairs = (
         ("joint_attention_dim", transformer, text_encoder, text_encoder.config["text_config"]["hidden_size"]),
-        # The transformer sees 2 x 2 latent pixels as one token.
-        ("in_channels", transformer, vae, 4 * vae.config["latent_channels"]),
+        ("in_channels", transformer, vae, LATENTS_PER_TOKEN * vae.config["latent_channels"]),
     )
     for setting, wants, gives, given in pairs:
         if wants.config[setting] != given:

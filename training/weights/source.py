@@ -10,6 +10,7 @@ from ..errors import ModelError
 from ..events import Callbacks
 from ..files import sha256_of_file, sha256_of_json
 from ..models.flavours import FLAVOURS, Flavour, flavour_of
+from ..settings.geometry import LATENTS_PER_TOKEN
 from ..settings.model import ModelConfig
 from .checkpoint_files import read_config, read_header, weight_files, weights_identity
 from .spec import ModelFiles, ModelSpec
@@ -253,9 +254,9 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
         )
     latent_channels = configs["vae"].get("latent_channels")
     in_channels = configs["transformer"].get("in_channels")
-    # The transformer sees 2 x 2 latent pixels as one token.
-    if not isinstance(latent_channels, int) or in_channels != 4 * latent_channels:
+    if not isinstance(latent_channels, int) or in_channels != LATENTS_PER_TOKEN * latent_channels:
         raise ModelError(
-            f"{folder}: the VAE has {latent_channels} latent channels, the transformer takes {in_channels} (four times"
-            " as many are needed). These parts are of different models: copy or download the folder again."
+            f"{folder}: the VAE has {latent_channels} latent channels, the transformer takes {in_channels}"
+            f" ({LATENTS_PER_TOKEN} times as many are needed). These parts are of different models: copy or download"
+            " the folder again."
         )

@@ -5,7 +5,7 @@ from comfyui_longcat.training.data.buckets import bucket_choices, nearest_bucket
 from comfyui_longcat.training.data.video_buckets import VideoBucket, clip_frames
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
-from comfyui_longcat.training.settings.sizes import check_frames, cut_down
+from comfyui_longcat.training.settings.geometry import check_frames, cut_down
 
 # Height x width on the grid of 64 (meituan-longcat/LongCat-Video: longcat_video/utils/bukcet_config.py), up to 2:1.
 OFFICIAL_480P = {(448, 896), (512, 768), (576, 704), (640, 640), (704, 576), (768, 512), (832, 448), (896, 448)}

@@ -22,7 +22,7 @@ from comfyui_longcat.training.models.image.latents import (
     pack_latents,
     text_position_ids,
 )
-from comfyui_longcat.training.models.image.prompt import PROMPT_SLOTS
+from comfyui_longcat.training.settings.geometry import PROMPT_SLOTS
 from comfyui_longcat.training.weights.components import from_folder
 from comfyui_longcat.training.weights.qwen_file import image_processor
 from comfyui_longcat.training.weights.twins import SHARED

@@ -13,12 +13,12 @@ from comfyui_longcat.training.models.contract import TextEncoder
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
 from comfyui_longcat.training.models.image.prompt import (
     IMAGE_PAD,
-    PROMPT_SLOTS,
     SUFFIX,
     build_sequence,
     half_size,
     position_ids,
 )
+from comfyui_longcat.training.settings.geometry import PROMPT_SLOTS
 from comfyui_longcat.training.tiny.captions import picture_captions
 from comfyui_longcat.training.tiny.edits import KNOWN, allows, draw_edits
 from comfyui_longcat.training.tiny.world import choose, draw, looks, place_scenes

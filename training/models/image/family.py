@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...settings.geometry import latent_sides, picture_tokens, size_of_latents
 from ..contract import ModelInputs, TextEncoder
 from ..flow import resolution_mu
 from .latents import (
-    PATCH,
     REFERENCE,
     TARGET,
     denormalise,
@@ -31,8 +31,6 @@ from .latents import (
 from .prompt import encode_prompt
 
 ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
-
-PIXELS_PER_LATENT = 8
 
 LORA_TARGETS = {
     # Linears of attention that read and write picture tokens; single blocks have no to_out.
@@ -80,8 +78,7 @@ class LongCatImageFamily:
 
     def latents_shape(self, vae_config: Mapping[str, Any], size: tuple[int, int], frames: int) -> tuple[int, ...]:
         """[1, C, h, w] of a picture of `size` (width, height) px; it has no frames."""
-        width, height = (side // PIXELS_PER_LATENT for side in size)
-        return 1, vae_config["latent_channels"], height, width
+        return 1, vae_config["latent_channels"], *latent_sides(size)
 
     def prepare_inputs(
         self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
@@ -138,7 +135,7 @@ class LongCatImageFamily:
 
     def flow_shift(self, latents_shape: Sequence[int]) -> float:
         """e^mu of the target's tokens; the reference is not counted."""
-        return math.exp(resolution_mu(latents_shape[-2] * latents_shape[-1] // PATCH**2))
+        return math.exp(resolution_mu(picture_tokens(size_of_latents(latents_shape))))
 
     def lora_targets(self, preset: str) -> list[str]:
         """Suffixes for peft: in the released 10 + 20 blocks they select 100 (simpletuner) or 180 (official) linears.

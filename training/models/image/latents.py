@@ -1,4 +1,4 @@
-"""Pure functions on latents: spaces, packing, position ids, the noise path. One owner for training and sampling.
+"""Pure functions on latents: spaces, packing, position ids. One owner for training and sampling.
 
 Legend: B batch, C channels, h w latent height and width (pixels / 8, both even), S packed tokens = h*w/4, L text
 tokens.
@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-
-PATCH = 2
-"""Latent pixels along each side of a token (VAE 8 px x patch 2 = 16 px)."""
+from ...settings.geometry import PATCH, check_sides, size_of_latents
 
 TEXT, TARGET, REFERENCE = 0, 1, 2
 """First axis of the position ids: which kind of token (follows diffusers: pipeline_longcat_image_edit.py)."""
@@ -46,11 +43,7 @@ def pack_latents(latents: Tensor) -> Tensor:
         ConfigError: h or w is odd.
     """
     batch, channels, height, width = latents.shape
-    if height % PATCH or width % PATCH:
-        raise ConfigError(
-            f"The picture is {8 * width}x{8 * height} px; both sides must be multiples of 16 px."
-            " Resize it before it is encoded."
-        )
+    check_sides("The picture", size_of_latents(latents.shape))
     rows, columns = height // PATCH, width // PATCH
     patches = latents.reshape(batch, channels, rows, PATCH, columns, PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * PATCH * PATCH)

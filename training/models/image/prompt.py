@@ -17,12 +17,10 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from ...data.media import from_pixels
+from ...settings.geometry import PROMPT_SLOTS
 from ..contract import TextEncoder
 
 logger = logging.getLogger(__name__)
-
-PROMPT_SLOTS = 512
-"""Tokens that every prompt is cut or padded to; the transformer sees all of them, pads included."""
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START = "<|vision_start|>"

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...settings.geometry import latent_frames, latent_sides, size_of_latents
 from ..contract import TextEncoder
 from ..flow import FLOW_SHIFT
-from .latents import check_clip, denormalise, latent_frames, normalise
+from .latents import check_clip, denormalise, normalise
 from .prompt import encode_prompt, fill_slots
 
 TIMESTEPS = 1000
 """Timestep of pure noise."""
-
-PIXELS_PER_LATENT = 8
 
 ATTENTION = ["attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"]
 
@@ -95,8 +94,7 @@ class LongCatVideoFamily:
         Raises:
             ConfigError: the VAE would shorten a clip of so many frames.
         """
-        width, height = (side // PIXELS_PER_LATENT for side in size)
-        return 1, vae_config["z_dim"], latent_frames(frames), height, width
+        return 1, vae_config["z_dim"], latent_frames(frames), *latent_sides(size)
 
     def prepare_inputs(
         self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
@@ -169,11 +167,12 @@ class LongCatVideoFamily:
 
 
 def _check_condition(condition: Sequence[int], latents: Sequence[int]) -> None:
-    batch, _, frames, height, width = condition
-    if (batch, height, width) != (latents[0], *latents[-2:]):
+    batch, _, frames, *sides = condition
+    if (batch, *sides) != (latents[0], *latents[-2:]):
+        (width, height), (video_width, video_height) = size_of_latents(condition), size_of_latents(latents)
         raise ConfigError(
-            f"The start is {8 * width}x{8 * height} px for {batch} clips, the video {8 * latents[-1]}x{8 * latents[-2]}"
-            f" px for {latents[0]}. Give it the size of the video."
+            f"The start is {width}x{height} px for {batch} clips, the video {video_width}x{video_height} px for"
+            f" {latents[0]}. Give it the size of the video."
         )
     if frames >= latents[2]:
         raise ConfigError(

@@ -12,18 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...settings.sizes import FRAME_STEP, PIXELS_PER_TOKEN, check_frames
-
-
-def latent_frames(frames: int) -> int:
-    """Latent frames of a clip: 1 -> 1, 93 -> 24.
-
-    Raises:
-        ConfigError: the VAE would drop the clip's last frames without a word.
-    """
-    check_frames("The clip's number of frames", frames)
-    return (frames - 1) // FRAME_STEP + 1
+from ...settings.geometry import check_sides, latent_frames
 
 
 def check_clip(pixels: Tensor) -> None:
@@ -33,12 +22,7 @@ def check_clip(pixels: Tensor) -> None:
         ConfigError: naming the number of frames or the size.
     """
     latent_frames(pixels.shape[2])
-    height, width = pixels.shape[-2:]
-    if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
-        raise ConfigError(
-            f"The clip is {width}x{height} px; both sides must be multiples of {PIXELS_PER_TOKEN} px. Resize it before"
-            " it is encoded."
-        )
+    check_sides("The clip", (pixels.shape[-1], pixels.shape[-2]))
 
 
 def normalise(raw_latents: Tensor, vae_config: Mapping[str, Any]) -> Tensor:

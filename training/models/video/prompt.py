@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ModelError
+from ...settings.geometry import PROMPT_SLOTS
 from ..contract import QWEN, UMT5, TextEncoder
 from ..image.prompt import position_ids
 
 logger = logging.getLogger(__name__)
-
-PROMPT_SLOTS = 512
-"""Tokens that every prompt is cut or filled up to."""
 
 
 def clean_prompt(prompt: str) -> str:

@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ...errors import ConfigError, ModelError
+from ...settings.geometry import PIXELS_PER_LATENT
 from .attention import KeyValues, prompt_rows
 from .blocks import BlockInputs, FinalLayer, LongCatVideoBlock, PatchEmbedder, PromptEmbedder, TimestepEmbedder
 from .rope import Rotation, rotation_of_grid
@@ -34,8 +35,6 @@ KERNEL_CHOICES = (
     "cp_split_hw",
 )
 """Entries of the released config.json that choose how the official code computes attention, not what."""
-
-PIXELS_PER_LATENT = 8
 
 
 class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):

@@ -8,7 +8,8 @@ import torch
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.models.flow import velocity_target
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily, VideoInputs
-from comfyui_longcat.training.models.video.latents import denormalise, latent_frames, middle_frame, normalise
+from comfyui_longcat.training.models.video.latents import denormalise, middle_frame, normalise
+from comfyui_longcat.training.settings.geometry import latent_frames
 from safetensors import safe_open
 
 FAMILY = LongCatVideoFamily()

@@ -8,13 +8,13 @@ from comfyui_longcat.training.errors import ModelError
 from comfyui_longcat.training.models.contract import TextEncoder
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily
 from comfyui_longcat.training.models.video.prompt import (
-    PROMPT_SLOTS,
     QWEN,
     UMT5,
     clean_prompt,
     encode_prompt,
     fill_slots,
 )
+from comfyui_longcat.training.settings.geometry import PROMPT_SLOTS
 
 FAMILY = LongCatVideoFamily()
 CHINESE = "\u7ea2\u8272\u5706\u5f62\u5411\u4e0a\u79fb\u52a8"
