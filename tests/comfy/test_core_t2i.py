@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from comfyui_longcat.training.models.flow import resolution_mu, sampling_sigmas
+from comfyui_longcat.training.models.flow import image_sigmas, resolution_mu
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
 from comfyui_longcat.training.models.image.latents import denormalise
 from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
@@ -93,7 +93,7 @@ def core(comfy, inputs, tmp_path_factory):
 @pytest.mark.parametrize("steps", SIGMA_STEPS)
 def test_noise_levels_at_4096_tokens_are_cores(core, steps):
     assert resolution_mu(4096) == pytest.approx(1.15)
-    ours = sampling_sigmas(steps, LongCatImageFamily().flow_shift((1, 16, 128, 128)))
+    ours = image_sigmas(steps, LongCatImageFamily().flow_shift((1, 16, 128, 128)))
     theirs = core[f"sigmas {steps}"]
     assert ours.shape == theirs.shape
     difference = (ours - theirs).abs().max().item()

@@ -10,7 +10,7 @@ from ..data.records import Record
 from ..errors import CacheError, ConfigError
 from ..models.flavours import check_training_data, flavour_of
 from ..models.registry import family_of
-from ..settings.run import TrainConfig
+from ..settings.run import TrainConfig, check_video_shift
 from ..weights.spec import ModelSpec
 from ..weights.streaming import check_streaming
 
@@ -49,11 +49,8 @@ def _check_targets(config: TrainConfig, spec: ModelSpec) -> None:
 
 
 def _check_shift(config: TrainConfig, spec: ModelSpec) -> None:
-    if flavour_of(spec.config).draws_clips and config.options.flow_schedule_shift == 0:
-        raise ConfigError(
-            "flow_schedule_shift is 0, which would make every noise level of LongCat-Video 0. Use 12, the model's own,"
-            " or -1, which stands for it."
-        )
+    if flavour_of(spec.config).draws_clips:
+        check_video_shift(config.options.flow_schedule_shift)
 
 
 def _check_streaming(config: TrainConfig, spec: ModelSpec) -> None:

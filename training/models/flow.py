@@ -12,27 +12,23 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..settings.run import TrainingOptions
+from ..settings.run import TrainingOptions, given_shift
 from .contract import Family
 
 BASE_TOKENS, MAX_TOKENS = 256, 4096
-
-
 BASE_MU, MAX_MU = 0.5, 1.15
+"""LongCat-Image: two points of the line that `resolution_mu` draws."""
 
-FLOW_SHIFT = 12.0
-"""Of the released scheduler_config.json, whatever the size of the clip."""
+VIDEO_SHIFT = 12.0
+"""LongCat-Video: of the released scheduler_config.json, whatever the size of the clip."""
 
+SMALLEST_VIDEO_SIGMA = 0.001
+"""LongCat-Video: the last level before 0, before it is shifted."""
 
-SMALLEST = 0.001
-"""Last level before 0, before it is shifted."""
+DISTILLED_GRID = 50
+"""Levels, evenly spaced, out of which the released cfg_step_lora was trained on some."""
 
-
-DISTILL_GRID = 50
-"""Levels, evenly spaced, out of which the distilled LoRA was trained on some."""
-
-
-DISTILL_STEPS = 16
+DISTILLED_STEPS = 16
 """That the released cfg_step_lora is sampled with, at guidance 1."""
 
 
@@ -66,56 +62,45 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def sampling_sigmas(num_inference_steps: int, shift: float) -> Tensor:
-    """Noise levels of an Euler sampler: [num_inference_steps + 1], float32, falling from 1 to 0."""
-    even = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64)
-    shifted = shift_sigmas(even, shift).to(torch.float32)
-    return torch.cat([shifted, torch.zeros(1)])
+def image_sigmas(num_inference_steps: int, shift: float) -> Tensor:
+    """Levels of LongCat-Image's Euler steps: [num_inference_steps + 1], float32, falling from 1 to 0."""
+    return _sampling_sigmas(torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64), shift)
 
 
-def video_sigmas(num_inference_steps: int, shift: float = FLOW_SHIFT) -> Tensor:
-    """Noise levels of an Euler sampler: [num_inference_steps + 1], float32, falling from 1 to 0.
-
-    Raises:
-        ConfigError: `shift` is not above 0.
-    """
-    return _shifted(torch.linspace(1, SMALLEST, num_inference_steps, dtype=torch.float64), shift)
+def video_sigmas(num_inference_steps: int) -> Tensor:
+    """The same of LongCat-Video's."""
+    even = torch.linspace(1, SMALLEST_VIDEO_SIGMA, num_inference_steps, dtype=torch.float64)
+    return _sampling_sigmas(even, VIDEO_SHIFT)
 
 
-def distill_sigmas(num_inference_steps: int = DISTILL_STEPS, shift: float = FLOW_SHIFT) -> Tensor:
-    """The same for the distilled LoRA, whose levels are some of a coarse grid.
+def distilled_video_sigmas(num_inference_steps: int = DISTILLED_STEPS) -> Tensor:
+    """The same for LongCat-Video with the distilled LoRA, whose levels are some of a coarse grid.
 
     Raises:
-        ConfigError: more steps than the grid has levels, or `shift` is not above 0.
+        ConfigError: more steps than the grid has levels.
     """
-    if not 1 <= num_inference_steps <= DISTILL_GRID:
+    if not 1 <= num_inference_steps <= DISTILLED_GRID:
         raise ConfigError(
             f"num_inference_steps is {num_inference_steps}; with the distilled LoRA it must be between 1 and"
-            f" {DISTILL_GRID} (usual: {DISTILL_STEPS})."
+            f" {DISTILLED_GRID} (usual: {DISTILLED_STEPS})."
         )
-    places = torch.arange(num_inference_steps) * DISTILL_GRID // num_inference_steps
-    return _shifted((DISTILL_GRID - places).double() / DISTILL_GRID, shift)
+    places = torch.arange(num_inference_steps) * DISTILLED_GRID // num_inference_steps
+    return _sampling_sigmas((DISTILLED_GRID - places).double() / DISTILLED_GRID, VIDEO_SHIFT)
 
 
-def _shifted(sigmas: Tensor, shift: float) -> Tensor:
-    if not shift > 0:
-        raise ConfigError(
-            f"The shift of the noise levels is {shift}; it must be above 0, or every level would become 0. LongCat-"
-            f"Video's own is {FLOW_SHIFT:g}."
-        )
-    return torch.cat([shift_sigmas(sigmas, shift).to(torch.float32), torch.zeros(1)])
+def _sampling_sigmas(levels: Tensor, shift: float) -> Tensor:
+    return torch.cat([shift_sigmas(levels, shift).to(torch.float32), torch.zeros(1)])
 
 
 def training_shift(options: TrainingOptions, family: Family, latents_shape: Sequence[int]) -> float:
-    """Shift for latents of this shape: the option's, or where that is not above 0 the one that sampling has."""
-    shift = options.flow_schedule_shift
-    return shift if shift > 0 else family.flow_shift(latents_shape)
+    """Shift for latents of this shape: the one that the options give, else the one that sampling has."""
+    return given_shift(options.flow_schedule_shift) or family.flow_shift(latents_shape)
 
 
 def draw_sigmas(
     batch_size: int, shift: float, generator: torch.Generator, sigma_distribution: str = "logit-normal"
 ) -> Tensor:
-    """Noise levels [B] in 0..1, drawn by `sigma_distribution` (a key of `DISTRIBUTIONS`), then `shift_sigmas`.
+    """Sigmas [B] in 0..1, drawn by `sigma_distribution` (a key of `DISTRIBUTIONS`), then shifted.
 
     float32, since bf16 would leave 256 different levels (the official trainers draw in bf16).
     """

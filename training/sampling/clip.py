@@ -21,7 +21,7 @@ from ..events import Callbacks
 from ..lora.transformer import open_transformer
 from ..models.contract import Family
 from ..models.flavours import flavour_of
-from ..models.flow import distill_sigmas, video_sigmas
+from ..models.flow import distilled_video_sigmas, video_sigmas
 from ..models.registry import family_of
 from ..models.video.latents import check_clip, denormalise
 from ..settings.sampling import VideoSampleConfig
@@ -119,7 +119,7 @@ def _encoded(family: Family, spec: ModelSpec, start: Tensor, device: torch.devic
 
 def _sigmas(config: VideoSampleConfig) -> Tensor:
 
-    return distill_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
+    return distilled_video_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
 
 
 def _inputs(

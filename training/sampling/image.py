@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models.contract import Family, ModelInputs
-from ..models.flow import sampling_sigmas
+from ..models.flow import image_sigmas
 from ..models.image.latents import pack_latents, unpack_latents
 
 
@@ -66,7 +66,7 @@ def sample_image(
         latents: [B, C, h, w], float32, on the inputs' device.
     """
     latents = noise.to(inputs.prompt_embeds.device, torch.float32)
-    sigmas = sampling_sigmas(num_inference_steps, family.flow_shift(noise.shape)).to(latents.device)
+    sigmas = image_sigmas(num_inference_steps, family.flow_shift(noise.shape)).to(latents.device)
     for step in range(num_inference_steps):
         sigma = sigmas[step]
         batch_sigmas = sigma.expand(latents.shape[0])

@@ -16,6 +16,27 @@ from .validation import ValidationConfig
 POLYNOMIAL_END = 1e-7
 """Learning rate at which diffusers' polynomial schedule ends; it has to start above."""
 
+OWN_SHIFT = -1.0
+"""As `TrainingOptions.flow_schedule_shift`: the shift that the model's released schedule has."""
+
+
+def given_shift(flow_schedule_shift: float) -> float | None:
+    """The shift that the setting gives; None: it stands for the model's own."""
+    return flow_schedule_shift if flow_schedule_shift > 0 else None
+
+
+def check_video_shift(flow_schedule_shift: float) -> None:
+    """Refuses 0, which pictures have for the model's own, and SimpleTuner for none, with which no noise is left here.
+
+    Raises:
+        ConfigError: naming what to give instead.
+    """
+    if flow_schedule_shift == 0:
+        raise ConfigError(
+            "flow_schedule_shift is 0, which would make every noise level of LongCat-Video 0. Give 12, the model's own,"
+            f" or {OWN_SHIFT:g}, which stands for it (in SimpleTuner's config.json: leave the key out)."
+        )
+
 
 @dataclass(kw_only=True, frozen=True)
 class TrainingOptions(Checked):
@@ -60,11 +81,11 @@ class TrainingOptions(Checked):
         step=0.01,
     )
     flow_schedule_shift: float = option(
-        -1.0,
+        OWN_SHIFT,
         "Shift of the training noise levels. -1: the model's own, for LongCat-Image by the resolution (2.33 at 768 px,"
         " 3.16 at 1024 px; 0 means the same), for LongCat-Video 12 (0 is refused: every level would be 0)."
         " SimpleTuner's default is a constant 3.",
-        low=-1.0,
+        low=OWN_SHIFT,
         high=100.0,
         step=0.01,
     )

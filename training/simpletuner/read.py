@@ -17,7 +17,7 @@ from ..loop.check import check_steps
 from ..models.flavours import FLAVOURS, Flavour, check_training_data, flavour_of
 from ..settings.dataset import DatasetConfig
 from ..settings.model import ModelConfig
-from ..settings.run import TrainConfig, TrainingOptions
+from ..settings.run import OWN_SHIFT, TrainConfig, TrainingOptions, check_video_shift, given_shift
 from ..settings.validation import ValidationConfig
 from .datasets import SimpleTunerDataset, read_sets
 from .keys import CONFIG_KEYS, VIDEO_KEYS
@@ -305,20 +305,17 @@ def _option_values(config: Mapping[str, Any], notes: list[str], faults: Faults) 
 def _shift(config: Mapping[str, Any], notes: list[str], faults: Faults) -> float:
     shift, auto = config.get("flow_schedule_shift"), config.get("flow_schedule_auto_shift")
     if shift:
-        if auto and not isinstance(shift, str) and shift > 0:
+        if auto and not isinstance(shift, str) and given_shift(shift):
             notes.append(f"flow_schedule_auto_shift: flow_schedule_shift is {shift}, which overrides it.")
         return shift
-    own = TrainingOptions.flow_schedule_shift
     if _is_video(config):
         if shift == 0 and not auto:
-            faults.append(
-                "flow_schedule_shift is 0; LongCat-Video draws with shift 12, and 0 would leave no noise levels to"
-                " train. Give 12, or leave the key out, or set flow_schedule_auto_shift to true."
-            )
-        return own
+            with faults.noted():
+                check_video_shift(shift)
+        return OWN_SHIFT
     if auto is False:
         return NO_SHIFT if shift == 0 else SIMPLETUNER_SHIFT
-    return own if shift is None else shift
+    return OWN_SHIFT if shift is None else shift
 
 
 def _is_video(config: Mapping[str, Any]) -> bool:

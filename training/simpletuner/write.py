@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..settings.dataset import DatasetConfig
-from ..settings.run import TrainConfig, TrainingOptions
+from ..settings.run import TrainConfig, TrainingOptions, given_shift
 from ..settings.validation import ValidationConfig
 from .datasets import OWN_TO_VIDEOS, SimpleTunerDataset
 from .keys import CLIP_FIELDS, CONFIG_KEYS
@@ -79,7 +79,7 @@ def _set(config: dict[str, Any], owner: type, field: str, value: Any) -> None:
         config["output_dir"] = PurePath(str(config["output_dir"])).with_name(value).as_posix()
         return
     if owner is TrainingOptions and field == "flow_schedule_shift":
-        config["flow_schedule_auto_shift"] = value <= 0
+        config["flow_schedule_auto_shift"] = given_shift(value) is None
     for other in REPLACED.get(field, ()):
         config.pop(other, None)
     config[field] = value

@@ -302,7 +302,7 @@ def nothing(spec):
 
 def test_shift_0_is_refused(nothing, cache):
     options = replace(OPTIONS, flow_schedule_shift=0.0)
-    with pytest.raises(ConfigError, match="flow_schedule_shift is 0.*Use 12"):
+    with pytest.raises(ConfigError, match="flow_schedule_shift is 0.*Give 12"):
         check_run(replace(CONFIG, options=options), nothing, cache, None)
 
 

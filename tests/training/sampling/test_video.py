@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_longcat.training.errors import ConfigError, ModelError
-from comfyui_longcat.training.models.flow import distill_sigmas, velocity_target, video_sigmas
+from comfyui_longcat.training.models.flow import distilled_video_sigmas, velocity_target, video_sigmas
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily
 from comfyui_longcat.training.sampling.image import initial_noise
 from comfyui_longcat.training.sampling.video import (
@@ -47,7 +47,7 @@ class Oracle:
         return ["cache of", latents]
 
 
-@pytest.mark.parametrize("sigmas", [video_sigmas(1), video_sigmas(50), distill_sigmas()], ids=["1", "50", "16"])
+@pytest.mark.parametrize("sigmas", [video_sigmas(1), video_sigmas(50), distilled_video_sigmas()], ids=["1", "50", "16"])
 def test_an_oracle_is_followed_to_the_clean_latents(sigmas):
     clean, noise = randn(*SHAPE, seed=2), initial_noise(SHAPE, seed=3)
     result = sample_video(FAMILY, Oracle(clean, noise), noise, inputs_for(), sigmas)

@@ -118,7 +118,7 @@ def test_the_shift_is_the_familys_own_and_never_none():
             read_run(CONFIG | config, [CLIPS]).train.options.flow_schedule_shift == TrainingOptions.flow_schedule_shift
         )
     assert read_run(CONFIG | {"flow_schedule_shift": 5}, [CLIPS]).train.options.flow_schedule_shift == 5.0
-    with pytest.raises(ConfigError, match="flow_schedule_shift is 0;.* Give 12"):
+    with pytest.raises(ConfigError, match="flow_schedule_shift is 0,.* Give 12"):
         read_run(CONFIG | {"flow_schedule_shift": 0}, [CLIPS])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comfyui_longcat.training.models.flow import FLOW_SHIFT, add_noise, shift_sigmas, velocity_target
+from comfyui_longcat.training.models.flow import VIDEO_SHIFT, add_noise, shift_sigmas, velocity_target
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.tiny.captions import clip_captions
 from comfyui_longcat.training.tiny.clips import KNOWN, clip_looks, moving_scenes
@@ -73,7 +73,7 @@ PARTS = (
 )
 
 EMPTY_PROMPTS = 0.1
-SHIFTS = (FLOW_SHIFT, 3.0)
+SHIFTS = (VIDEO_SHIFT, 3.0)
 """Of the noise levels, half of the clips each: with 12 alone, only 8 % of the levels lie below a half."""
 
 QUERY_KEY_SIZE = 1.3

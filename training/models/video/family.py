@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...settings.geometry import latent_frames, latent_sides, size_of_latents
 from ..contract import TextEncoder
-from ..flow import FLOW_SHIFT
+from ..flow import VIDEO_SHIFT
 from .latents import check_clip, denormalise, normalise
 from .prompt import encode_prompt, fill_slots
 
@@ -151,7 +151,7 @@ class LongCatVideoFamily:
 
     def flow_shift(self, latents_shape: Sequence[int]) -> float:
         """12, for all sizes and lengths."""
-        return FLOW_SHIFT
+        return VIDEO_SHIFT
 
     def lora_targets(self, preset: str) -> list[str]:
         """Suffixes for peft: in the released 48 blocks they select 240 (attention) or 384 (attention+ffn) linears.

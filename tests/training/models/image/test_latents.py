@@ -68,14 +68,3 @@ def test_normalisation_is_the_released_formula_and_its_inverse():
     latents = own.normalise(raw, CONFIG)
     assert largest_difference("normalise", latents, (raw - 0.1159) * 0.3611) == 0
     assert largest_difference("there and back", own.denormalise(latents, CONFIG), raw) < 2e-6
-
-
-def test_noise_path_ends_and_slope():
-    clean, noise = randn(3, 2, 4, 4), randn(3, 2, 4, 4, seed=1)
-    sigmas = torch.tensor([0.0, 0.25, 1.0])
-    noisy = own.add_noise(clean, noise, sigmas)
-    assert torch.equal(noisy[0], clean[0])
-    assert torch.equal(noisy[2], noise[2])
-    torch.testing.assert_close(noisy[1], 0.75 * clean[1] + 0.25 * noise[1])
-    slope = (own.add_noise(clean, noise, sigmas + 0.5) - noisy) / 0.5
-    torch.testing.assert_close(own.velocity_target(clean, noise), slope, atol=1e-5, rtol=1e-5)
