@@ -49,7 +49,7 @@ def example_pairs(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def single_file_twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small model twice: `files/<kind>/...` as ComfyUI has it, and the diffusers folder `LongCat-Image-Edit`."""
-    from comfyui_longcat.training.models.flavours import EDIT
+    from comfyui_longcat.training.settings.flavours import EDIT
     from comfyui_longcat.training.weights import qwen_file, single_file
     from safetensors.torch import save_file
 

@@ -81,7 +81,7 @@ def _is_widget(field: dataclasses.Field) -> bool:
 
 
 def _model_title(model: ModelConfig) -> str:
-    from ...training.models.flavours import flavour_of
+    from ...training.settings.model import flavour_of
 
     return flavour_of(model).folder_name
 

@@ -45,7 +45,7 @@ def sampling_graph(
 
     `strengths`: of the LoRA; each sample is drawn with the first one, then with the next, from the same noise.
     """
-    from ...training.models.flavours import flavour_of
+    from ...training.settings.model import flavour_of
 
     graph = Graph(name=name)
     title = f"Load {flavour_of(model).folder_name}"

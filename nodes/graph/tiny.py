@@ -122,14 +122,10 @@ def tiny_run_name(name: str) -> str:
 
 def tiny_flavour(family: str, flavour: str) -> str:
     """The twin that does the same work as `flavour`. An unknown one stays, so that it is refused by its name."""
-    from ...training.models.flavours import FLAVOURS
+    from ...training.settings.flavours import FLAVOURS, twin_of
 
     wanted = FLAVOURS.get((family, flavour))
-    if wanted is None:
-        return flavour
-    return next(
-        name for (_, name), twin in FLAVOURS.items() if twin.repo_id is None and twin.pipeline == wanted.pipeline
-    )
+    return flavour if wanted is None else twin_of(wanted)
 
 
 def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dict[str, Any]:

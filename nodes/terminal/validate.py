@@ -28,7 +28,7 @@ from .host import StopFlag, TerminalHost, say
 from .train import show_notes
 
 if TYPE_CHECKING:
-    from ...training.models.flavours import Flavour
+    from ...training.settings.flavours import Flavour
 
 FOLDER = "validation"
 """Below the output folder."""
@@ -54,7 +54,7 @@ def validation_of(
     Raises:
         ConfigError, DataError, PathError: whatever is wrong with keys, values and folders.
     """
-    from ...training.models.flavours import flavour_of
+    from ...training.settings.model import flavour_of
 
     run = read_files(config, overrides, needs_data=False)
     show_notes(run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfyui_longcat.training.files import replacing_folder
-from comfyui_longcat.training.models.flavours import EDIT
+from comfyui_longcat.training.settings.flavours import EDIT
 from comfyui_longcat.training.weights.quiet import no_progress_bars
 from comfyui_longcat.training.weights.twins import SHARED, TWINS
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfyui_longcat.tests.twins.image_checkpoint import build_tiny_image_checkpoint
 from comfyui_longcat.tests.twins.tokenizer import SPECIAL_TOKENS
-from comfyui_longcat.training.models.flavours import FLAVOURS
+from comfyui_longcat.training.settings.flavours import FLAVOURS
 from comfyui_longcat.training.tiny.examples import draw_pairs
 from safetensors.torch import load_file
 

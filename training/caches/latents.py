@@ -14,8 +14,8 @@ from ..data.media import read_image, to_pixels
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..events import Callbacks
 from ..models.contract import Family
-from ..models.flavours import check_training_data
 from ..models.registry import family_of
+from ..models.training_data import check_training_data
 from ..weights.components import open_vae
 from ..weights.source import identity_of
 from ..weights.spec import ModelSpec

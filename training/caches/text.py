@@ -19,8 +19,8 @@ from ..data.records import Record
 from ..errors import ConfigError
 from ..events import Callbacks
 from ..models.contract import Family
-from ..models.flavours import check_training_data
 from ..models.registry import family_of
+from ..models.training_data import check_training_data
 from ..weights.components import compute_dtype, open_text_encoder
 from ..weights.source import identity_of
 from ..weights.spec import ModelSpec

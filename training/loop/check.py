@@ -8,8 +8,9 @@ from pathlib import Path
 from ..caches.cache import Cache
 from ..data.records import Record
 from ..errors import CacheError, ConfigError
-from ..models.flavours import check_training_data, flavour_of
 from ..models.registry import family_of
+from ..models.training_data import check_training_data
+from ..settings.model import flavour_of
 from ..settings.run import TrainConfig, check_video_shift
 from ..weights.spec import ModelSpec
 from ..weights.streaming import check_streaming

@@ -27,13 +27,13 @@ from ..errors import ConfigError, LongCatError, PreviewError, StoppedByUserError
 from ..events import Callbacks, SamplesReady, StageProgress, WarningRaised
 from ..files import replacing
 from ..models.contract import Family
-from ..models.flavours import flavour_of
 from ..models.flow import video_sigmas
 from ..models.registry import family_of
 from ..sampling.image import Guidance, initial_noise, sample_image
 from ..sampling.preview_clips import save_clip, starting_record, strip_of
 from ..sampling.video import ZeroStarGuidance, sample_video
 from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE
+from ..settings.model import flavour_of
 from ..settings.sizes import parse_size
 from ..settings.validation import ValidationConfig
 from ..weights.components import open_vae

@@ -22,7 +22,7 @@ from ..caches.cache import Cache
 from ..errors import CheckpointError
 from ..events import Callbacks, WarningRaised
 from ..files import read_json, replacing, sha256_of_file, sha256_of_json, write_json
-from ..models.flavours import flavour_of
+from ..settings.model import flavour_of
 from ..settings.run import TrainConfig
 from ..weights.spec import ModelSpec
 from .checkpoint import ADAPTER_FILE, list_checkpoints, step_of

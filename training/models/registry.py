@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..errors import ModelError
+from ..settings.flavours import FAMILY_NAMES, IMAGE_FAMILY, VIDEO_FAMILY
 from .contract import Family
-from .flavours import IMAGE_FAMILY, VIDEO_FAMILY
 
 
 def family_of(name: str) -> Family:
@@ -13,7 +13,6 @@ def family_of(name: str) -> Family:
     Raises:
         ModelError: there is no such family.
     """
-
     if name == IMAGE_FAMILY:
         from .image.family import LongCatImageFamily
 
@@ -22,4 +21,4 @@ def family_of(name: str) -> Family:
         from .video.family import LongCatVideoFamily
 
         return LongCatVideoFamily()
-    raise ModelError(f"model_family is {name!r}; known families: {IMAGE_FAMILY}, {VIDEO_FAMILY}.")
+    raise ModelError(f"model_family is {name!r}; known families: {', '.join(FAMILY_NAMES)}.")

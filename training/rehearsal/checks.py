@@ -16,7 +16,9 @@ from ..data.records import ClipRecord, Record
 from ..errors import LongCatError
 from ..loop.check import SETTINGS_CHECKS, check_batch_size, training_hints
 from ..loop.train import RunPlaces
-from ..models.flavours import FLAVOURS, check_training_data, flavour_of
+from ..models.training_data import check_training_data
+from ..settings.flavours import FLAVOURS
+from ..settings.model import flavour_of
 from ..settings.run import TrainConfig
 from ..weights.devices import choose_dtype
 from ..weights.source import check_files, present_folder
@@ -80,7 +82,7 @@ def look_at(run: RealRun) -> Findings:
     if known is None:
         return found
     found.surprises += training_hints(run.rehearsal.model)
-    if known.repo_id is None:
+    if known.is_twin:
         found.needs.append(f"no more than this: {known.folder_name} is a tiny twin itself")
         return found
     needs = found.attempt(needs_of, run.config, run.rehearsal.model.config, run.data.dataset.records)

@@ -10,9 +10,9 @@ from ..caches.cache import RealData
 from ..data.folder import shown
 from ..data.media import image_size
 from ..data.records import ClipRecord, Record
-from ..models.flavours import IMAGE_FAMILY
 from ..models.image.prompt import whole_prompt
 from ..models.video.prompt import clean_prompt
+from ..settings.flavours import IMAGE_FAMILY
 from ..settings.geometry import PROMPT_SLOTS, Size
 from ..weights.spec import ModelSpec
 

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from ..data.records import ClipRecord, Record
-from ..models.flavours import IMAGE_FAMILY, VIDEO_FAMILY
 from ..models.registry import family_of
 from ..models.video.transformer import LongCatVideoTransformer3DModel
+from ..settings.flavours import IMAGE_FAMILY, VIDEO_FAMILY
 from ..settings.geometry import PROMPT_SLOTS, latent_frames, latent_sides, picture_tokens
 from ..settings.model import QUANTISED_PRECISIONS, ModelConfig
 from ..settings.run import TrainConfig

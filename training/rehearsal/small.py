@@ -15,7 +15,7 @@ from ..data.media import read_image
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..errors import ConfigError, DataError
 from ..events import Callbacks
-from ..models.flavours import check_training_data
+from ..models.training_data import check_training_data
 from ..settings.geometry import PIXELS_PER_TOKEN
 from ..settings.model import ModelConfig
 

@@ -20,10 +20,10 @@ from ..errors import ConfigError
 from ..events import Callbacks
 from ..lora.transformer import open_transformer
 from ..models.contract import Family
-from ..models.flavours import flavour_of
 from ..models.flow import distilled_video_sigmas, video_sigmas
 from ..models.registry import family_of
 from ..models.video.latents import check_clip, denormalise
+from ..settings.model import flavour_of
 from ..settings.sampling import VideoSampleConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..data.media import to_pixels
 from ..errors import ConfigError
 from ..events import Callbacks
-from ..models.flavours import flavour_of
+from ..settings.flavours import EDIT, names_of
 from ..settings.geometry import MEGAPIXEL_SIDE, PIXELS_PER_TOKEN
+from ..settings.model import flavour_of
 from ..settings.sampling import SampleConfig
 from ..weights.spec import ModelSpec
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
@@ -95,8 +96,8 @@ def _check_flavour(spec: ModelSpec) -> None:
     flavour = spec.config.model_flavour
     if not flavour_of(spec.config).needs_reference:
         raise ConfigError(
-            f"model_flavour {flavour} draws from text and cannot edit. Choose edit, edit-turbo or tiny-edit in"
-            " LoadLongCat, or use LongCatEncodePrompt and LongCatSampleT2I."
+            f"model_flavour {flavour} draws from text and cannot edit. Choose {names_of(EDIT)} in LoadLongCat, or use"
+            " LongCatEncodePrompt and LongCatSampleT2I."
         )
 
 

@@ -18,10 +18,11 @@ from ..errors import ConfigError, StoppedByUserError
 from ..events import Callbacks, StageProgress, WarningRaised
 from ..lora.transformer import open_transformer
 from ..models.contract import Family, ModelInputs
-from ..models.flavours import Flavour, flavour_of
 from ..models.image.latents import denormalise, normalise
 from ..models.registry import family_of
+from ..settings.flavours import Flavour
 from ..settings.geometry import LATENTS_PER_TOKEN, PATCH, size_of_latents
+from ..settings.model import flavour_of
 from ..settings.sampling import SampleConfig
 from ..weights.components import open_text_encoder, open_vae
 from ..weights.source import component_config
@@ -181,11 +182,12 @@ def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any
 
 
 def _warn_of_guidance(config: SampleConfig, spec: ModelSpec, callbacks: Callbacks) -> None:
-    flavour = spec.config.model_flavour
-    if flavour_of(spec.config).distilled and config.guidance_scale > 1:
+    steps = flavour_of(spec.config).distilled_steps
+    if steps and config.guidance_scale > 1:
         message = (
-            f"model_flavour {flavour} was distilled to draw without guidance, in 8 steps; guidance_scale is"
-            f" {config.guidance_scale}. Set it to 1: that is what the model was made for, and twice as fast."
+            f"model_flavour {spec.config.model_flavour} was distilled to draw without guidance, in {steps} steps;"
+            f" guidance_scale is {config.guidance_scale}. Set it to 1: that is what the model was made for, and it is"
+            " twice as fast."
         )
         callbacks.on_event(WarningRaised(message=message))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..events import Callbacks
-from ..models.flavours import flavour_of
+from ..settings.flavours import TEXT_TO_IMAGE, names_of
+from ..settings.model import flavour_of
 from ..settings.sampling import TextToImageConfig
 from ..weights.spec import ModelSpec
 from .picture import Conditioning, PictureSample, encode_conditioning, sample_picture
@@ -66,6 +67,6 @@ def _check_flavour(spec: ModelSpec) -> None:
     flavour = spec.config.model_flavour
     if flavour_of(spec.config).needs_reference:
         raise ConfigError(
-            f"model_flavour {flavour} edits a reference picture. Choose final, dev or tiny in LoadLongCat, or use"
-            " EncodeEditPrompt and LongCatSampleEdit."
+            f"model_flavour {flavour} edits a reference picture. Choose {names_of(TEXT_TO_IMAGE)} in LoadLongCat,"
+            " or use EncodeEditPrompt and LongCatSampleEdit."
         )

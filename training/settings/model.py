@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import ConfigError
+from .flavours import FAMILY_NAMES, FLAVOUR_NAMES, FLAVOURS, IMAGE_FAMILY, Flavour
 from .option import Checked, option
 
 QUANTISED_PRECISIONS = ("int8-quanto", "int4-quanto", "fp8-torchao", "int8-torchao")
@@ -18,10 +20,10 @@ class ModelConfig(Checked):
     """Which weights, from where, in which precision (LoadLongCat)."""
 
     model_family: str = option(
-        "longcat_image",
+        IMAGE_FAMILY,
         "Which LongCat: longcat_image draws and edits pictures, longcat_video draws clips from text or from a first"
         " picture.",
-        choices=("longcat_image", "longcat_video"),
+        choices=FAMILY_NAMES,
     )
     model_flavour: str = option(
         "edit",
@@ -29,7 +31,7 @@ class ModelConfig(Checked):
         " changes a reference picture by instruction, edit-turbo does so in 8 steps without guidance (sampling only)."
         " longcat_video: final draws clips. tiny, tiny-edit and, of longcat_video, tiny-video are twins of a few"
         " megabytes that know a drawn world of shapes (for trying a workflow out on any machine).",
-        choices=("final", "dev", "edit", "edit-turbo", "tiny", "tiny-edit", "tiny-video"),
+        choices=FLAVOUR_NAMES,
     )
     pretrained_model_name_or_path: str = option(
         "auto",
@@ -94,3 +96,20 @@ class ModelConfig(Checked):
     group_offload_blocks_per_group: int = option(
         1, "How many streamed blocks are on the card at a time.", low=1, high=1000, step=1, advanced=True
     )
+
+
+def flavour_of(config: ModelConfig) -> Flavour:
+    """The flavour that `config` means.
+
+    Raises:
+        ConfigError: its family has no such flavour; names those that it has.
+    """
+    flavour = FLAVOURS.get((config.model_family, config.model_flavour))
+    if flavour is None:
+        known = ", ".join(name for family, name in FLAVOURS if family == config.model_family)
+        others = " and ".join(family for family, name in FLAVOURS if name == config.model_flavour)
+        raise ConfigError(
+            f"model_flavour is {config.model_flavour!r}, but {config.model_family} has no such flavour: choose one of"
+            f" {known} in LoadLongCat, or model_family {others}."
+        )
+    return flavour

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from ..errors import ConfigError
 from ..files import read_json
 from ..loop.check import check_steps
-from ..models.flavours import FLAVOURS, Flavour, check_training_data, flavour_of
+from ..models.training_data import check_training_data
 from ..settings.dataset import DatasetConfig
-from ..settings.model import ModelConfig
+from ..settings.flavours import FLAVOURS, Flavour
+from ..settings.model import ModelConfig, flavour_of
 from ..settings.run import OWN_SHIFT, TrainConfig, TrainingOptions, check_video_shift, given_shift
 from ..settings.validation import ValidationConfig
 from .datasets import SimpleTunerDataset, read_sets

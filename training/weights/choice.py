@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..errors import ConfigError, ModelError
 from ..events import Callbacks, WarningRaised
-from ..models.flavours import FLAVOURS, Flavour, flavour_of
 from ..paths import AllowedRoots
-from ..settings.model import ModelConfig
+from ..settings.flavours import FLAVOURS, Flavour, released_repo_id
+from ..settings.model import ModelConfig, flavour_of
 from .single_file import FoundFile, Kind, find_in, find_tokenizer, known_file
 from .source import check_files, check_folder, found_folder
 from .spec import ModelFiles, ModelSpec
@@ -110,7 +110,7 @@ def _place_of_clips(config: ModelConfig, flavour: Flavour, roots: AllowedRoots) 
     if chosen.lower().endswith(".safetensors"):
         raise ConfigError(
             f"LoadLongCat was given the single file {chosen!r}, but {config.model_family} is read from a whole folder"
-            f" only. Leave transformer_file on auto, and give the folder of {_repo_id(config)}, or auto, which"
+            f" only. Leave transformer_file on auto, and give the folder of {released_repo_id(flavour)}, or auto, which"
             " downloads it."
         )
     if name in (AUTO, flavour.repo_id):
@@ -120,7 +120,7 @@ def _place_of_clips(config: ModelConfig, flavour: Flavour, roots: AllowedRoots) 
     if not place.is_dir():
         raise ConfigError(
             f"LoadLongCat.pretrained_model_name_or_path is {place}, a file; {config.model_family} is read from a folder"
-            f" such as that of {_repo_id(config)}."
+            f" such as that of {released_repo_id(flavour)}."
         )
     return place
 
@@ -151,7 +151,7 @@ def _with_parts(transformer: Path, config: ModelConfig, dirs: SingleFileDirs) ->
         raise ModelError(
             f"{transformer} is a transformer alone, and other parts of the model are missing. Put there"
             f" {'; '.join(missing)}. Or choose a whole diffusers folder in pretrained_model_name_or_path, such as"
-            f" {_repo_id(config)}, which is downloaded."
+            f" {released_repo_id(flavour_of(config))}, which is downloaded."
         )
     return ModelFiles(
         transformer=transformer,
@@ -179,10 +179,3 @@ def _refuse_single_parts(config: ModelConfig, folder: Path | None) -> None:
                 f" {folder or flavour_of(config).folder_name}, which has its own. Choose transformer_file"
                 " too, or leave this on auto."
             )
-
-
-def _repo_id(config: ModelConfig) -> str:
-    """That of the flavour; for a twin, which has none, that of a flavour of its kind."""
-    flavour = flavour_of(config)
-    kin = (each.repo_id for each in FLAVOURS.values() if each.pipeline == flavour.pipeline and each.repo_id)
-    return flavour.repo_id or next(kin)

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..events import Callbacks, StageProgress, WarningRaised
 from ..models.contract import TextEncoder
-from ..models.flavours import flavour_of
-from ..settings.model import QUANTISED_PRECISIONS, ModelConfig
+from ..settings.model import QUANTISED_PRECISIONS, ModelConfig, flavour_of
 from . import single_file, video_components
 from .block_loading import Finish, fill, from_folder, reading_folder
 from .devices import choose_dtype

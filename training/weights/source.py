@@ -9,9 +9,9 @@ from typing import Any
 from ..errors import ModelError
 from ..events import Callbacks
 from ..files import sha256_of_file, sha256_of_json
-from ..models.flavours import FLAVOURS, Flavour, flavour_of
+from ..settings.flavours import Flavour, released_repo_id
 from ..settings.geometry import LATENTS_PER_TOKEN
-from ..settings.model import ModelConfig
+from ..settings.model import ModelConfig, flavour_of
 from .checkpoint_files import read_config, read_header, weight_files, weights_identity
 from .spec import ModelFiles, ModelSpec
 
@@ -174,9 +174,9 @@ def _folder_of_flavour(spec: ModelSpec, callbacks: Callbacks) -> Path:
     flavour = flavour_of(spec.config)
     found = found_folder(flavour, spec.models_dirs)
     new = spec.models_dirs[0] / flavour.folder_name
-    if flavour.repo_id is None:
+    if flavour.is_twin:
         return _twin(found or new, flavour)
-    return found or _downloaded(flavour, flavour.repo_id, new, callbacks)
+    return found or _downloaded(flavour, new, callbacks)
 
 
 def _twin(folder: Path, flavour: Flavour) -> Path:
@@ -188,12 +188,12 @@ def _twin(folder: Path, flavour: Flavour) -> Path:
     return folder
 
 
-def _downloaded(flavour: Flavour, repo_id: str, folder: Path, callbacks: Callbacks) -> Path:
+def _downloaded(flavour: Flavour, folder: Path, callbacks: Callbacks) -> Path:
     from .download import download
 
     _refuse_foreign(folder, flavour)
     partial = folder.with_name(f"{folder.name}.partial")
-    download(repo_id, partial, callbacks)
+    download(flavour.repo_id, partial, callbacks)
     partial.replace(folder)
     return folder
 
@@ -214,10 +214,10 @@ def _check_pipeline(folder: Path, config: ModelConfig) -> None:
     if found == wanted:
         return
     there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
-    source = next(each.repo_id for each in FLAVOURS.values() if each.pipeline == wanted and each.repo_id)
     raise ModelError(
         f"{folder} holds {there}; model_family {config.model_family}, flavour {config.model_flavour} needs a diffusers"
-        f" folder of a {wanted}, such as {source}. Choose that folder, or the family and flavour of this one."
+        f" folder of a {wanted}, such as {released_repo_id(flavour_of(config))}. Choose that folder, or the family and"
+        " flavour of this one."
     )
 
 

@@ -6,13 +6,18 @@ import shutil
 from pathlib import Path
 
 from ..files import replacing_folder
+from ..settings.flavours import FLAVOURS
 
 TWINS = Path(__file__).parents[1] / "tiny" / "twins"
 
 SHARED = "image"
 """Parts that both image twins have in common; stored once."""
 
-PARTS = {"tiny": (SHARED, "tiny"), "tiny-edit": (SHARED, "tiny-edit"), "tiny-video": ("tiny-video",)}
+PARTS = {
+    name: (name,) if flavour.draws_clips else (SHARED, name)
+    for (_, name), flavour in FLAVOURS.items()
+    if flavour.is_twin
+}
 """Folders of `TWINS` that lie over each other, by `Flavour.folder_name`."""
 
 MARK = "twin.json"

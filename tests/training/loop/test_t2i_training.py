@@ -16,9 +16,9 @@ from comfyui_longcat.training.loop.previews import prepare_previews
 from comfyui_longcat.training.loop.step import Draws, forward_step
 from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.lora.transformer import open_transformer
-from comfyui_longcat.training.models.flavours import FLAVOURS
 from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.settings.dataset import DatasetConfig
+from comfyui_longcat.training.settings.flavours import FLAVOURS
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.settings.validation import ValidationConfig

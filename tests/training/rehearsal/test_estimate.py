@@ -8,7 +8,6 @@ from comfyui_longcat.training.data.clips import Clip
 from comfyui_longcat.training.data.records import ClipRecord, Record
 from comfyui_longcat.training.data.video_files import VideoInfo
 from comfyui_longcat.training.lora.inject import inject_lora
-from comfyui_longcat.training.models.flavours import IMAGE_FAMILY, VIDEO_FAMILY
 from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.models.video.transformer import LongCatVideoTransformer3DModel
 from comfyui_longcat.training.rehearsal.estimate import (
@@ -19,6 +18,7 @@ from comfyui_longcat.training.rehearsal.estimate import (
     resident_bytes,
     tokens_of,
 )
+from comfyui_longcat.training.settings.flavours import IMAGE_FAMILY, VIDEO_FAMILY
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.settings.validation import ValidationConfig

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 from comfyui_longcat.training.errors import ModelError
 from comfyui_longcat.training.events import NoCallbacks
-from comfyui_longcat.training.models.flavours import FLAVOURS
+from comfyui_longcat.training.settings.flavours import FLAVOURS
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.weights.source import check_folder, component_identity, resolve_folder
 from comfyui_longcat.training.weights.spec import ModelSpec
@@ -90,7 +90,7 @@ def test_other_pipelines_are_refused_by_name(model, found, config):
         ("final", "meituan-longcat/LongCat-Image."),
         ("dev", "meituan-longcat/LongCat-Image."),
         ("tiny", "meituan-longcat/LongCat-Image."),
-        ("edit-turbo", "meituan-longcat/LongCat-Image-Edit."),
+        ("edit-turbo", "meituan-longcat/LongCat-Image-Edit-Turbo."),
     ],
 )
 def test_each_flavour_wants_its_own_pipeline(model, flavour, example):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comfyui_longcat.training.models.contract import ModelInputs, TextEncoder
-from comfyui_longcat.training.models.flavours import EDIT, TEXT_TO_IMAGE
 from comfyui_longcat.training.models.flow import add_noise, shift_sigmas, velocity_target
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
 from comfyui_longcat.training.models.image.latents import (
@@ -22,6 +21,7 @@ from comfyui_longcat.training.models.image.latents import (
     pack_latents,
     text_position_ids,
 )
+from comfyui_longcat.training.settings.flavours import EDIT, TEXT_TO_IMAGE
 from comfyui_longcat.training.settings.geometry import PROMPT_SLOTS
 from comfyui_longcat.training.weights.components import from_folder
 from comfyui_longcat.training.weights.qwen_file import image_processor

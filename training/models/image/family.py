@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...settings.flavours import IMAGE_FAMILY
 from ...settings.geometry import latent_sides, picture_tokens, size_of_latents
 from ..contract import ModelInputs, TextEncoder
 from ..flow import resolution_mu
@@ -53,7 +54,7 @@ LORA_TARGETS = {
 class LongCatImageFamily:
     """The `Family` of LongCat-Image's checkpoints."""
 
-    name = "longcat_image"
+    name = IMAGE_FAMILY
     reads_references = True
     sigma_distribution = "logit-normal"
 

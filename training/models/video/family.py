@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...settings.flavours import VIDEO_FAMILY
 from ...settings.geometry import latent_frames, latent_sides, size_of_latents
 from ..contract import TextEncoder
 from ..flow import VIDEO_SHIFT
@@ -66,7 +67,7 @@ class VideoInputs:
 class LongCatVideoFamily:
     """The `Family` of LongCat-Video's checkpoints."""
 
-    name = "longcat_video"
+    name = VIDEO_FAMILY
     reads_references = False
     sigma_distribution = "uniform"
 
