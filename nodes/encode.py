@@ -114,10 +114,10 @@ class LongCatEncodePrompt:
 
 
 def _conditioning(encoded: EncodedPrompt) -> Conditioning:
-    if encoded.raw_ref_latents is None:
+    if encoded.raw_cond_latents is None:
         return [[encoded.prompt_embeds, {}]]
     # A dict and a tensor of its own for each output: other nodes may change what they are given.
-    reference = {"reference_latents": [encoded.raw_ref_latents.clone()], "reference_latents_method": "index"}
+    reference = {"reference_latents": [encoded.raw_cond_latents.clone()], "reference_latents_method": "index"}
     return [[encoded.prompt_embeds, reference]]
 
 

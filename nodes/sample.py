@@ -342,7 +342,7 @@ def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPro
             f"{where} holds {len(references)} reference pictures; the model was trained with at most one. Make it with"
             f" {encoder}."
         )
-    return EncodedPrompt(prompt_embeds=prompt_embeds, raw_ref_latents=references[0] if references else None)
+    return EncodedPrompt(prompt_embeds=prompt_embeds, raw_cond_latents=references[0] if references else None)
 
 
 NODES: dict[str, type] = {

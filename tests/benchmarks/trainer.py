@@ -86,12 +86,12 @@ def bare_step(state) -> Callable:
     from comfyui_longcat.training.models.image.latents import pack_latents
 
     batch = load_batch(state.order.batch(0))
-    inputs = state.family.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.ref_latents)
+    inputs = state.family.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.cond_latents)
     transformer, optimizer, parameters = state.transformer, state.optimizer, list(state.parameters.values())
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.5])
     dtype = transformer.dtype
-    tokens = torch.cat([pack_latents((batch.latents + noise) / 2), inputs.ref_tokens], dim=1).to(dtype)
+    tokens = torch.cat([pack_latents((batch.latents + noise) / 2), inputs.packed_cond_latents], dim=1).to(dtype)
     target = pack_latents(noise - batch.latents)
     arguments = {
         "hidden_states": tokens,

@@ -153,8 +153,8 @@ LATENTS = (
         name="edit-reference-scaled-twice",
         why="ComfyUI carries raw latents; given normalised ones, the sampler normalises the reference again.",
         file="training/sampling/picture.py",
-        find="raw_ref_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()",
-        replace="raw_ref_latents = family.encode_pixels(vae, references[0]).cpu()",
+        find="raw_cond_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()",
+        replace="raw_cond_latents = family.encode_pixels(vae, references[0]).cpu()",
         tests=("tests/training/sampling/test_edit.py::test_an_edit_scales_and_shifts_its_reference_once",),
     ),
     Fault(

@@ -99,7 +99,7 @@ def test_warnings_reach_the_report_of_the_pairs(module_host):
 
 def test_a_captioned_folder_is_cached_as_it_is(module_host):
     cache, report = CacheVAELatents().cache(model("tiny"), dataset(), "vae/targets", "vae/references")
-    assert len(cache.records) == 12 and not any(cached.ref_latents for cached in cache.records)
+    assert len(cache.records) == 12 and not any(cached.cond_latents for cached in cache.records)
     assert report.startswith("latents: 0 reused, 12 encoded")
     again, _ = CacheVAELatents().cache(
         model("tiny"), LongCatJoinDatasets().join(dataset())[0], "vae/targets", "vae/references"

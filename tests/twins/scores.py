@@ -112,13 +112,13 @@ def _sample(
     for start in range(0, len(prompts), BATCH):
         texts = prompts[start : start + BATCH]
         pixels = None if references is None else references[start : start + BATCH]
-        ref_latents = () if pixels is None else (family.encode_pixels(twin.vae, pixels),)
+        cond_latents = () if pixels is None else (family.encode_pixels(twin.vae, pixels),)
         noise = torch.randn(len(texts), 16, SIDE // 8, SIDE // 8, generator=generator)
 
-        def inputs_of(texts: list[str], pixels: Tensor | None = pixels, shape=noise.shape, ref_latents=ref_latents):
+        def inputs_of(texts: list[str], pixels: Tensor | None = pixels, shape=noise.shape, cond_latents=cond_latents):
             shown = [()] * len(texts) if pixels is None else [(one.unsqueeze(0),) for one in pixels]
             embeds = [family.encode_prompt(twin.text_encoder, *pair) for pair in zip(texts, shown, strict=True)]
-            return family.prepare_inputs(shape, torch.cat(embeds), ref_latents)
+            return family.prepare_inputs(shape, torch.cat(embeds), cond_latents)
 
         inputs = inputs_of(texts)
         negative = Guidance(inputs=inputs_of([""] * len(texts)), scale=guidance) if guidance > 1 else None

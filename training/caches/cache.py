@@ -15,7 +15,7 @@ class CachedRecord:
 
     record: Record
     latents: Path
-    ref_latents: tuple[Path, ...] = ()
+    cond_latents: tuple[Path, ...] = ()
     prompt_embeds: Path | None = None
     """None until the text stage has run."""
     empty_prompt_embeds: Path | None = None
@@ -70,7 +70,7 @@ class Cache:
                         **({"is_i2v": r.record.is_i2v} if isinstance(r.record, ClipRecord) else {}),
                         "files": [
                             path.stem if path else None
-                            for path in (r.latents, *r.ref_latents, r.prompt_embeds, r.empty_prompt_embeds)
+                            for path in (r.latents, *r.cond_latents, r.prompt_embeds, r.empty_prompt_embeds)
                         ],
                     }
                     for r in self.records

@@ -67,7 +67,7 @@ def cache_latents(
     items = [each for target, refs in zip(targets, references, strict=True) for each in (target, *refs)]
     report = fill("latents", items, lambda: open_vae(spec, device, callbacks), callbacks)
     records = tuple(
-        CachedRecord(record=record, latents=target.path, ref_latents=tuple(ref.path for ref in refs))
+        CachedRecord(record=record, latents=target.path, cond_latents=tuple(ref.path for ref in refs))
         for record, target, refs in zip(dataset.records, targets, references, strict=True)
     )
     return Cache(model_family=family.name, dataset=dataset, folders=folders, records=records), report

@@ -32,7 +32,7 @@ class Batch:
 
     latents: Tensor
     """[B, C, h, w], of clips [B, C, T, h, w]; float32, normalised"""
-    ref_latents: tuple[Tensor, ...]
+    cond_latents: tuple[Tensor, ...]
     """Each [B, C, h, w], a clip's start [B, C, 1, h, w]; float32, normalised; empty without references."""
     prompt_embeds: Tensor
     """[B, L, D], in the text encoder's dtype"""
@@ -103,7 +103,7 @@ def load_batch(records: Sequence[CachedRecord]) -> Batch:
     latents = _stack([record.latents for record in records], load_latents)
     return Batch(
         latents=latents,
-        ref_latents=_references_of(records, latents),
+        cond_latents=_cond_latents_of(records, latents),
         prompt_embeds=_stack(_text_paths(records, "prompt_embeds"), load_prompt_embeds),
         empty_prompt_embeds=_stack(_text_paths(records, "empty_prompt_embeds"), load_prompt_embeds),
         bucket=records[0].record.bucket,
@@ -118,12 +118,12 @@ def _kind_of(cached: CachedRecord, batch_size: int) -> Kind:
     frames, start = (
         (cached.record.clip.frames, cached.record.is_i2v) if isinstance(cached.record, ClipRecord) else (0, False)
     )
-    return cached.record.bucket, len(cached.ref_latents), length, frames, start
+    return cached.record.bucket, len(cached.cond_latents), length, frames, start
 
 
-def _references_of(records: Sequence[CachedRecord], latents: Tensor) -> tuple[Tensor, ...]:
-    references = zip(*(record.ref_latents for record in records), strict=True)
-    loaded = tuple(_stack(paths, load_latents) for paths in references)
+def _cond_latents_of(records: Sequence[CachedRecord], latents: Tensor) -> tuple[Tensor, ...]:
+    files = zip(*(record.cond_latents for record in records), strict=True)
+    loaded = tuple(_stack(paths, load_latents) for paths in files)
     if not loaded and isinstance(records[0].record, ClipRecord) and records[0].record.is_i2v:
         # The VAE is causal: a clip's first latent frame is that of its first frame alone.
         return (latents[:, :, :1].clone(),)

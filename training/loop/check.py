@@ -119,7 +119,7 @@ def check_same_purpose(spec: ModelSpec, cache: Cache, what: str) -> None:
 def _check_files(cache: Cache, what: str) -> None:
     wanted: dict[Path, None] = {}
     for cached in cache.records:
-        for path in (cached.latents, *cached.ref_latents, cached.prompt_embeds, cached.empty_prompt_embeds):
+        for path in (cached.latents, *cached.cond_latents, cached.prompt_embeds, cached.empty_prompt_embeds):
             if path is not None:
                 wanted[path] = None
     gone = [path for path in wanted if not path.is_file()]

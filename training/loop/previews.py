@@ -51,7 +51,7 @@ class PreviewInputs:
     name: str
     latents_shape: tuple[int, ...]
     """[1, C, h, w], of a clip [1, C, T, h, w]"""
-    ref_latents: tuple[Tensor, ...]
+    cond_latents: tuple[Tensor, ...]
     """Each [1, C, h, w], a clip's start [1, C, 1, h, w]"""
     prompt_embeds: Tensor
     """[1, L, D]"""
@@ -128,9 +128,9 @@ class Previews:
     def _sample(self, family: Family, transformer: Any, index: int, callbacks: Callbacks) -> Tensor:
         """-> latents [1, C, h, w] or [1, C, T, h, w]; the noise is the same at every step, so that pictures compare."""
         inputs = self.inputs[index]
-        references = [reference.to(self.device) for reference in inputs.ref_latents]
+        cond_latents = [given.to(self.device) for given in inputs.cond_latents]
         positive, negative = (
-            family.prepare_inputs(inputs.latents_shape, embeds.to(self.device), references)
+            family.prepare_inputs(inputs.latents_shape, embeds.to(self.device), cond_latents)
             for embeds in (inputs.prompt_embeds, inputs.negative_prompt_embeds)
         )
         steps = self.config.validation_num_inference_steps
@@ -147,7 +147,7 @@ class Previews:
             guidance = ZeroStarGuidance(inputs=negative, scale=scale)
             return sample_video(family, transformer, noise, positive, video_sigmas(steps), guidance, on_step)
         # The released text-to-image pipeline renormalises, the edit pipeline does not.
-        guidance = Guidance(inputs=negative, scale=scale, renorm=not references)
+        guidance = Guidance(inputs=negative, scale=scale, renorm=not cond_latents)
         return sample_image(family, transformer, noise, positive, steps, guidance, on_step)
 
 
@@ -215,18 +215,18 @@ def _encoded(
         dataset = replace(cache.dataset, records=records)
         cached = cache_latents(dataset, spec, cache.folders, device, callbacks)[0].records
         # A clip without a picture of its start has been cached as its first frame alone.
-        ref_paths = [each.ref_latents or (each.latents,) for each in cached]
+        cond_paths = [each.cond_latents or (each.latents,) for each in cached]
         prompts = [prompt_of(record, "instruction", record.caption) for record in records]
     else:
         prompts = _text_prompts(config, cache)
-        ref_paths = [()] * len(prompts)
+        cond_paths = [()] * len(prompts)
     negatives = [replace(each, kind="negative prompt", caption=config.validation_negative_prompt) for each in prompts]
     # A prompt and its negative follow each other: their reference is read once.
     pairs = [each for pair in zip(prompts, negatives, strict=True) for each in pair]
     paths, _ = cache_prompts(pairs, spec, cache.folders.text, device, callbacks)
     family, vae_config = family_of(spec.config.model_family), component_config(spec, "vae", callbacks)
     shapes = [family.latents_shape(vae_config, each.bucket, config.validation_num_video_frames) for each in prompts]
-    return tuple(_inputs_of(*each) for each in zip(prompts, shapes, ref_paths, paths[0::2], paths[1::2], strict=True))
+    return tuple(_inputs_of(*each) for each in zip(prompts, shapes, cond_paths, paths[0::2], paths[1::2], strict=True))
 
 
 def _has_references(spec: ModelSpec, cache: Cache) -> bool:
@@ -279,7 +279,7 @@ def _line(config: ValidationConfig, index: int) -> str | None:
 def _inputs_of(
     prompt: Prompt,
     latents_shape: tuple[int, ...],
-    ref_latents: tuple[Path, ...],
+    cond_latents: tuple[Path, ...],
     prompt_embeds: Path,
     negative_prompt_embeds: Path,
 ) -> PreviewInputs:
@@ -287,7 +287,7 @@ def _inputs_of(
     return PreviewInputs(
         name=prompt.name,
         latents_shape=latents_shape,
-        ref_latents=tuple(load_latents(path).clone() for path in ref_latents),
+        cond_latents=tuple(load_latents(path).clone() for path in cond_latents),
         prompt_embeds=load_prompt_embeds(prompt_embeds).clone(),
         negative_prompt_embeds=load_prompt_embeds(negative_prompt_embeds).clone(),
     )

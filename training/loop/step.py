@@ -71,10 +71,8 @@ def forward_step(family: Family, transformer: Any, batch: Batch, draws: Draws) -
     device = transformer.device
     latents, noise, sigmas = (tensor.to(device) for tensor in (batch.latents, draws.noise, draws.sigmas))
     prompt_embeds = torch.where(draws.dropped.view(-1, 1, 1), batch.empty_prompt_embeds, batch.prompt_embeds)
-    references = batch.ref_latents if draws.start_given else ()
-    inputs = family.prepare_inputs(
-        latents.shape, prompt_embeds.to(device), [reference.to(device) for reference in references]
-    )
+    cond_latents = [given.to(device) for given in batch.cond_latents] if draws.start_given else []
+    inputs = family.prepare_inputs(latents.shape, prompt_embeds.to(device), cond_latents)
     prediction = family.predict(transformer, add_noise(latents, noise, sigmas), sigmas, inputs)
     target = velocity_target(latents, noise)
     learned = slice(inputs.num_cond_latents, None)

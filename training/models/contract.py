@@ -1,8 +1,11 @@
 """What a model family must be able to do.
 
-Legend of shapes: B batch, C channels, h w latent height and width, S packed tokens, L text tokens, D embedding.
+Legend of shapes: B batch, C channels, h w latent height and width, S packed tokens, L text tokens, D embedding. A
+clip's latents are [B, C, T, h, w] with T latent frames, wherever [B, C, h, w] is said here.
+
 Names of spaces: `pixels` are -1..1; `latents` are normalised (after shift and scale); `raw_latents` are as the VAE
-gives them. A clip's latents are [B, C, T, h, w] with T latent frames, wherever [B, C, h, w] is said here.
+gives them; packed latents are the tokens of LongCat-Image's transformer. `cond_latents` are clean latents that are
+given: an edit's reference, a clip's first frames.
 """
 
 from __future__ import annotations
@@ -38,16 +41,16 @@ class ModelInputs:
 
     prompt_embeds: Tensor
     """[B, L, D]"""
-    ref_tokens: Tensor | None
-    """[B, S_ref, 64], the packed reference latents; None without a reference."""
+    packed_cond_latents: Tensor | None
+    """[B, S_cond, 64]: a reference's latents, packed; None without a reference."""
     txt_ids: Tensor
     """[L, 3], float32"""
     img_ids: Tensor
-    """[S + S_ref, 3], float32; target tokens first"""
+    """[S + S_cond, 3], float32; target tokens first"""
 
     @property
     def num_cond_latents(self) -> int:
-        """How many latent frames are given and not learned: those of a reference stand beside the latents."""
+        """How many latent frames are given and not learned: a reference stands beside the latents, not among them."""
         return 0
 
 
@@ -87,9 +90,9 @@ class Family(Protocol):
         ...
 
     def prepare_inputs(
-        self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
+        self, latents_shape: Sequence[int], prompt_embeds: Tensor, cond_latents: Sequence[Tensor]
     ) -> ModelInputs:
-        """Packs references and builds position ids for noisy latents of `latents_shape` [B, C, h, w]."""
+        """Everything that `predict` needs beside noisy latents of `latents_shape` [B, C, h, w]."""
         ...
 
     def predict(self, transformer: Any, latents: Tensor, sigmas: Tensor, inputs: ModelInputs) -> Tensor:

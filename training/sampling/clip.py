@@ -91,12 +91,12 @@ def sample_clip(
     _check_fit("positive", prompts[0], transformer_config)
     _check_fit("negative", prompts[1], transformer_config)
     family = family_of(spec.config.model_family)
-    start_latents = None if start is None else _encoded(family, spec, start, device, callbacks)
+    cond_latents = None if start is None else _encoded(family, spec, start, device, callbacks)
     sigmas = _sigmas(config)
     size = (config.width, config.height) if start is None else (start.shape[-1], start.shape[-2])
     # For all frames: given ones take nothing away from the others' noise.
     noise = initial_noise(family.latents_shape(vae_config, size, config.num_frames), config.seed)
-    inputs, guidance = _inputs(config, family, noise, prompts, start_latents, device)
+    inputs, guidance = _inputs(config, family, noise, prompts, cond_latents, device)
     on_step = step_reporter(len(sigmas) - 1, callbacks, lambda frame: preview(frame.unsqueeze(2)))
     with open_transformer(spec, device, callbacks) as transformer:
         if start is not None and start.ndim == 5:
@@ -127,15 +127,15 @@ def _inputs(
     family: Family,
     noise: Tensor,
     prompts: tuple[Conditioning, Conditioning],
-    start_latents: Tensor | None,
+    cond_latents: Tensor | None,
     device: torch.device,
 ) -> tuple[Any, ZeroStarGuidance | None]:
     """`VideoInputs` of the prompt, and the guidance away from the negative one if there is any."""
 
-    starts = [] if start_latents is None else [start_latents]
+    given = [] if cond_latents is None else [cond_latents]
     # Cloned: ComfyUI hands over inference tensors.
     inputs, negative = (
-        family.prepare_inputs(noise.shape, each.prompt_embeds.clone().to(device), starts) for each in prompts
+        family.prepare_inputs(noise.shape, each.prompt_embeds.clone().to(device), given) for each in prompts
     )
     if config.distilled or config.guidance_scale <= 1:
         return inputs, None
@@ -165,7 +165,7 @@ def _check_start(start: Tensor | None, num_frames: int) -> None:
 
 
 def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
-    if conditioning.raw_ref_latents is not None:
+    if conditioning.raw_cond_latents is not None:
         raise ConfigError(
             f"{name} holds a reference picture; a clip is sampled from text, and its start frame goes into SampleI2V."
             " Make the conditioning with LongCatEncodePrompt."

@@ -55,7 +55,7 @@ def encode_edit(
         callbacks: asked between the two components whether to stop.
 
     Returns:
-        One conditioning a prompt, on the CPU; all with the same `raw_ref_latents`.
+        One conditioning a prompt, on the CPU; all with the same `raw_cond_latents`.
 
     Raises:
         ConfigError: the model's flavour does not edit.

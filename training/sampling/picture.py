@@ -36,7 +36,7 @@ class Conditioning:
 
     prompt_embeds: Tensor
     """[1, L, D]"""
-    raw_ref_latents: Tensor | None = None
+    raw_cond_latents: Tensor | None = None
     """[1, C, h, w]"""
 
 
@@ -72,11 +72,11 @@ def encode_conditioning(
     with open_text_encoder(spec, device, callbacks) as text_encoder:
         prompt_embeds = [family.encode_prompt(text_encoder, prompt, references).cpu() for prompt in prompts]
     stop_if_asked(callbacks)
-    raw_ref_latents = None
+    raw_cond_latents = None
     if references:
         with open_vae(spec, device, callbacks) as vae:
-            raw_ref_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()
-    return [Conditioning(prompt_embeds=embeds, raw_ref_latents=raw_ref_latents) for embeds in prompt_embeds]
+            raw_cond_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()
+    return [Conditioning(prompt_embeds=embeds, raw_cond_latents=raw_cond_latents) for embeds in prompt_embeds]
 
 
 def sample_picture(
@@ -113,7 +113,7 @@ def sample_picture(
         _check_fit(name, conditioning, transformer_config)
     _warn_of_guidance(config, spec, callbacks)
     family = family_of(spec.config.model_family)
-    size = (config.width, config.height) if config.width else size_of_latents(prompts[0].raw_ref_latents.shape)
+    size = (config.width, config.height) if config.width else size_of_latents(prompts[0].raw_cond_latents.shape)
     noise = initial_noise(family.latents_shape(vae_config, size, frames=1), config.seed)
     inputs, negative_inputs = (_inputs(family, noise, each, vae_config, device) for each in prompts)
     guidance = Guidance(inputs=negative_inputs, scale=config.guidance_scale, renorm=cfg_renorm)
@@ -139,21 +139,21 @@ def _inputs(
     family: Family, noise: Tensor, conditioning: Conditioning, vae_config: dict[str, Any], device: torch.device
 ) -> ModelInputs:
 
-    ref_latents = []
-    if conditioning.raw_ref_latents is not None:
+    cond_latents = []
+    if conditioning.raw_cond_latents is not None:
         # Cloned: tensors made in inference mode may not take part in later computations outside it.
-        raw_ref_latents = conditioning.raw_ref_latents.clone().float()
-        ref_latents = [normalise(raw_ref_latents, vae_config).to(device)]
-    return family.prepare_inputs(noise.shape, conditioning.prompt_embeds.clone().to(device), ref_latents)
+        raw_cond_latents = conditioning.raw_cond_latents.clone().float()
+        cond_latents = [normalise(raw_cond_latents, vae_config).to(device)]
+    return family.prepare_inputs(noise.shape, conditioning.prompt_embeds.clone().to(device), cond_latents)
 
 
 def _check_reference(name: str, conditioning: Conditioning, flavour: Flavour) -> None:
-    if flavour.needs_reference and conditioning.raw_ref_latents is None:
+    if flavour.needs_reference and conditioning.raw_cond_latents is None:
         raise ConfigError(
             f"{name} holds 0 reference pictures; an edit needs exactly one. Make it with EncodeEditPrompt and wire the"
             " picture into its reference input."
         )
-    if not flavour.needs_reference and conditioning.raw_ref_latents is not None:
+    if not flavour.needs_reference and conditioning.raw_cond_latents is not None:
         raise ConfigError(
             f"{name} holds a reference picture; text-to-image takes none. Make it with LongCatEncodePrompt, or choose"
             " an edit flavour and LongCatSampleEdit."
@@ -161,8 +161,8 @@ def _check_reference(name: str, conditioning: Conditioning, flavour: Flavour) ->
 
 
 def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
-    raw_ref_latents = conditioning.raw_ref_latents
-    encoder = "LongCatEncodePrompt" if raw_ref_latents is None else "EncodeEditPrompt"
+    raw_cond_latents = conditioning.raw_cond_latents
+    encoder = "LongCatEncodePrompt" if raw_cond_latents is None else "EncodeEditPrompt"
     width = transformer["joint_attention_dim"]
     embeds = tuple(conditioning.prompt_embeds.shape)
     if len(embeds) != 3 or embeds[0] != 1 or embeds[2] != width:
@@ -170,10 +170,10 @@ def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any
             f"{name} has embeddings of shape {list(embeds)}; this model takes [1, tokens, {width}]. Encode the prompt"
             f" with {encoder} and the same model."
         )
-    if raw_ref_latents is None:
+    if raw_cond_latents is None:
         return
     channels = transformer["in_channels"] // LATENTS_PER_TOKEN
-    shape = tuple(raw_ref_latents.shape)
+    shape = tuple(raw_cond_latents.shape)
     if len(shape) != 4 or shape[:2] != (1, channels) or shape[2] % PATCH or shape[3] % PATCH:
         raise ConfigError(
             f"{name} has reference latents of shape {list(shape)}; this model takes [1, {channels}, height, width]"

@@ -73,9 +73,9 @@ def sample_video(
     """
     device = inputs.prompt_embeds.device
     latents, sigmas = noise.to(device, torch.float32), sigmas.to(device)
-    given = 0 if inputs.condition is None else inputs.condition.shape[2]
+    given = 0 if inputs.cond_latents is None else inputs.cond_latents.shape[2]
     if given:
-        latents = torch.cat([inputs.condition, latents[:, :, given:]], dim=2)
+        latents = torch.cat([inputs.cond_latents, latents[:, :, given:]], dim=2)
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         start, denoised = latents[:, :, :given], latents[:, :, given:]
         velocity = _velocity(family, transformer, latents, sigma, inputs, guidance)[:, :, -denoised.shape[2] :]
@@ -84,7 +84,7 @@ def sample_video(
             on_step(step + 1, middle_frame(estimate))
         latents = torch.cat([start, denoised + (following - sigma) * velocity], dim=2)
     if given:
-        _check_start(latents[:, :, :given], inputs.condition)
+        _check_start(latents[:, :, :given], inputs.cond_latents)
     return latents
 
 
@@ -114,7 +114,7 @@ def with_shared_cache(
     inputs = inputs.with_cache(transformer)
     if guidance is None:
         return inputs, None
-    negative = replace(guidance.inputs, condition_cache=inputs.condition_cache)
+    negative = replace(guidance.inputs, cond_cache=inputs.cond_cache)
     return inputs, replace(guidance, inputs=negative)
 
 
@@ -127,8 +127,8 @@ def _velocity(
     guidance: ZeroStarGuidance | None,
 ) -> Tensor:
     """Guided velocity of `latents` [B, C, T, h, w]; with a cache, of the frames that are not in it."""
-    if inputs.condition_cache is not None:
-        latents = latents[:, :, inputs.condition.shape[2] :]
+    if inputs.cond_cache is not None:
+        latents = latents[:, :, inputs.cond_latents.shape[2] :]
     sigmas = sigma.expand(latents.shape[0])
     velocity = family.predict(transformer, latents, sigmas, inputs)
     if guidance is None or guidance.scale <= 1:
@@ -136,9 +136,9 @@ def _velocity(
     return guidance.apply(velocity, family.predict(transformer, latents, sigmas, guidance.inputs))
 
 
-def _check_start(start: Tensor, condition: Tensor) -> None:
+def _check_start(start: Tensor, cond_latents: Tensor) -> None:
     """As bits, since 0.0 equals -0.0 and NaN does not equal itself."""
-    changed = start.contiguous().view(torch.int32) != condition.contiguous().view(torch.int32)
+    changed = start.contiguous().view(torch.int32) != cond_latents.contiguous().view(torch.int32)
     if changed.any():
         raise ModelError(
             f"{int(changed.sum())} of {changed.numel()} numbers of the clip's start were changed while it was sampled;"

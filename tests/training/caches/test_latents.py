@@ -100,10 +100,10 @@ def test_latents_equal_the_familys_own_and_lie_apart(dataset, spec, folders):
     with components.open_vae(spec, CPU, NoCallbacks()) as vae:
         for cached in cache.records:
             width, height = cached.record.bucket
-            assert cached.latents.parent == folders.targets and cached.ref_latents[0].parent == folders.references
+            assert cached.latents.parent == folders.targets and cached.cond_latents[0].parent == folders.references
             for picture, path in (
                 (cached.record.target, cached.latents),
-                (cached.record.references[0], cached.ref_latents[0]),
+                (cached.record.references[0], cached.cond_latents[0]),
             ):
                 latents = load_latents(path)
                 assert latents.shape == (1, 16, height // 8, width // 8) and latents.dtype == torch.float32

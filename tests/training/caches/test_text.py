@@ -124,7 +124,7 @@ def test_cold_and_warm_caches_give_the_same_batches_and_no_random_numbers_are_us
     assert other.fingerprint() == one.fingerprint()
     for batch in (load_batch(run(cache, spec, folder)[0].records), load_batch(other.records)):
         assert torch.equal(batch.latents, cold.latents)
-        assert torch.equal(batch.ref_latents[0], cold.ref_latents[0])
+        assert torch.equal(batch.cond_latents[0], cold.cond_latents[0])
         assert torch.equal(batch.prompt_embeds, cold.prompt_embeds)
         assert torch.equal(batch.empty_prompt_embeds, cold.empty_prompt_embeds)
     assert cold.prompt_embeds.shape[:2] == (2, 518)  # 64 px: 1 + 4 vision tokens + 1 + 512

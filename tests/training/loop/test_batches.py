@@ -36,7 +36,7 @@ def cached_record(folder, number, bucket, prompt_tokens=6):
     return CachedRecord(
         record=record,
         latents=paths["target"],
-        ref_latents=(paths["reference"],),
+        cond_latents=(paths["reference"],),
         prompt_embeds=paths["prompt"],
         empty_prompt_embeds=paths["empty"],
     )
@@ -96,7 +96,7 @@ def test_a_lost_prompt_is_named_before_the_first_batch(mixed):
 
 def test_records_with_and_without_references_never_share_a_batch(tmp_path):
     records = [cached_record(tmp_path, n, SQUARE) for n in range(4)]
-    records[1:3] = [replace(record, ref_latents=()) for record in records[1:3]]
+    records[1:3] = [replace(record, cond_latents=()) for record in records[1:3]]
     batches = epoch_of(BatchOrder(cache_of(tmp_path, records), batch_size=4, seed=1), 0)
     assert sorted(sorted(batch) for batch in names(batches)) == [["000", "003"], ["001", "002"]]
 
@@ -142,7 +142,7 @@ def test_loaded_tensors_are_stacked_in_the_records_order(tmp_path):
     batch = load_batch(records)
     assert batch.latents.shape == (2, 16, 8, 16) and batch.latents.dtype == torch.float32
     assert batch.latents[:, 0, 0, 0].tolist() == [3, 1]
-    assert [ref[:, 0, 0, 0].tolist() for ref in batch.ref_latents] == [[3.5, 1.5]]
+    assert [ref[:, 0, 0, 0].tolist() for ref in batch.cond_latents] == [[3.5, 1.5]]
     assert batch.prompt_embeds.shape == (2, 6, 4) and batch.prompt_embeds.dtype == torch.bfloat16
     assert batch.prompt_embeds[:, 0, 0].tolist() == [3, 1]
     assert batch.empty_prompt_embeds[:, 0, 0].tolist() == [-3, -1]
@@ -150,8 +150,8 @@ def test_loaded_tensors_are_stacked_in_the_records_order(tmp_path):
 
 
 def test_records_without_references_load(tmp_path):
-    record = replace(cached_record(tmp_path, 2, SQUARE), ref_latents=())
-    assert load_batch([record]).ref_latents == ()
+    record = replace(cached_record(tmp_path, 2, SQUARE), cond_latents=())
+    assert load_batch([record]).cond_latents == ()
 
 
 def test_unequal_prompt_lengths_are_refused_and_never_padded(tmp_path):

@@ -80,7 +80,7 @@ def test_records_and_prompts_of_each_bucket(cache):
     for each in cache.records:
         width, height = each.record.bucket
         assert load_latents(each.latents).shape[2:] == (height // 8, width // 8)
-        assert load_latents(each.ref_latents[0]).shape == load_latents(each.latents).shape
+        assert load_latents(each.cond_latents[0]).shape == load_latents(each.latents).shape
     lengths = {c.record.bucket: load_prompt_embeds(c.prompt_embeds).shape[1] for c in cache.records}
     assert lengths[64, 64] < lengths[64, 128]
 
@@ -120,7 +120,7 @@ def test_the_crop_belongs_to_the_cache_key(spec, tmp_path):
     moved, report = cached(corner, spec, tmp_path / "cache")
     assert report.encoded and {why for _, why in report.encoded} == {"crop changed"}
     for before, after in zip(centre.records, moved.records, strict=True):
-        for one, other in ((before.latents, after.latents), (before.ref_latents[0], after.ref_latents[0])):
+        for one, other in ((before.latents, after.latents), (before.cond_latents[0], after.cond_latents[0])):
             assert not torch.equal(load_latents(one), load_latents(other))
         assert before.prompt_embeds != after.prompt_embeds
     assert moved.fingerprint() != centre.fingerprint()

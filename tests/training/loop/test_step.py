@@ -53,7 +53,7 @@ def test_predicts_at_the_noisy_latents(transformer, batch):
     sigmas = draws.sigmas.view(-1, 1, 1, 1)
     noisy = (1 - sigmas) * batch.latents + sigmas * draws.noise
     with torch.no_grad():
-        inputs = FAMILY.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.ref_latents)
+        inputs = FAMILY.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.cond_latents)
         expected = FAMILY.predict(transformer, noisy, draws.sigmas, inputs)
     difference = (run(transformer, batch, draws).prediction - expected).abs().max().item()
     print(f"difference {difference:.2e}")
@@ -70,7 +70,7 @@ def test_a_dropped_caption_is_the_empty_one_with_the_same_reference(transformer,
 
 
 def test_the_reference_is_seen(transformer, batch):
-    other = replace(batch, ref_latents=(batch.ref_latents[0].flip(-1),))
+    other = replace(batch, cond_latents=(batch.cond_latents[0].flip(-1),))
     difference = (
         run(transformer, batch, make_draws(batch)).prediction - run(transformer, other, make_draws(batch)).prediction
     )

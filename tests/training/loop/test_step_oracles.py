@@ -36,7 +36,7 @@ def make_batch(latents: torch.Tensor, *starts: torch.Tensor) -> Batch:
     names = tuple(f"sample {number}" for number in range(len(latents)))
     return Batch(
         latents=latents,
-        ref_latents=starts,
+        cond_latents=starts,
         prompt_embeds=embeds,
         empty_prompt_embeds=embeds,
         bucket=(48, 32),

@@ -110,7 +110,7 @@ def test_a_batch_trains_what_its_samples_train(kind, cache, spec, trainable):
     records = used[0].records[:3]
     assert len({len(each.record.caption) for each in records}) > 1
     whole = load_batch(records)
-    assert len(whole.ref_latents) == (0 if kind == "text-to-image" else 1)
+    assert len(whole.cond_latents) == (0 if kind == "text-to-image" else 1)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(whole.latents.shape, generator=generator)
     sigmas, dropped = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([False, True, False])
@@ -158,7 +158,7 @@ def test_previews_use_the_captions_or_every_line_of_the_prompts(spec, cache, tmp
     )
     by_line = previews(lines, spec, cache, tmp_path)
     assert [each.name for each in by_line] == ["prompt-1", "prompt-2", "prompt-3"]
-    assert all(each.ref_latents == () for each in by_line)
+    assert all(each.cond_latents == () for each in by_line)
     assert not torch.equal(by_line[0].prompt_embeds, by_line[1].prompt_embeds)
     assert not torch.equal(by_line[0].negative_prompt_embeds, by_caption[0].negative_prompt_embeds)
 

@@ -67,12 +67,12 @@ def test_sizes_that_do_not_fit_together_are_refused(changes, message):
         ({"encoder_attention_mask": torch.ones(2, 63)}, "[2, 63]; wanted is that of the embeddings, [2, 64]"),
         ({"num_cond_latents": 3}, "num_cond_latents is 3 of 3 latent frames"),
         ({"num_cond_latents": -1}, "between 0 and 2"),
-        ({"condition_cache": []}, "0 entries"),
-        ({"condition_cache": [KeyValues(*torch.zeros(2, 1, 2, 7, 32))] * 2}, "2 entries of 7 tokens"),
-        ({"condition_cache": [KeyValues(*torch.zeros(2, 1, 2, 6, 32))] * 3}, "3 entries of 6 tokens"),
-        ({"condition_cache": [KeyValues(*torch.zeros(2, 3, 2, 6, 32))] * 2}, "of 3 samples; wanted are 1 or 2"),
+        ({"cond_cache": []}, "0 entries"),
+        ({"cond_cache": [KeyValues(*torch.zeros(2, 1, 2, 7, 32))] * 2}, "2 entries of 7 tokens"),
+        ({"cond_cache": [KeyValues(*torch.zeros(2, 1, 2, 6, 32))] * 3}, "3 entries of 6 tokens"),
+        ({"cond_cache": [KeyValues(*torch.zeros(2, 3, 2, 6, 32))] * 2}, "of 3 samples; wanted are 1 or 2"),
         (
-            {"condition_cache": [KeyValues(*torch.zeros(2, 1, 2, 6, 32))] * 2, "num_cond_latents": 1},
+            {"cond_cache": [KeyValues(*torch.zeros(2, 1, 2, 6, 32))] * 2, "num_cond_latents": 1},
             "num_cond_latents is 1; wanted are 2 entries",
         ),
     ],
@@ -84,4 +84,4 @@ def test_inputs_that_cannot_be_computed_are_refused(model, changes, message):
 
 def test_condition_frames_of_a_wrong_size_are_refused(model):
     with pytest.raises(ConfigError, match="1 frames of 5 x 6"):
-        model.cache_condition(torch.zeros(1, 16, 1, 5, 6))
+        model.cache_cond_latents(torch.zeros(1, 16, 1, 5, 6))

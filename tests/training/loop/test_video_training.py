@@ -108,7 +108,7 @@ def places(folder):
 def test_clips_and_start_frames_become_latents(cache):
     for each in cache.records:
         assert load_latents(each.latents).shape == (1, 16, 3, 8, 8)
-        assert [load_latents(path).shape for path in each.ref_latents] == [(1, 16, 1, 8, 8)]
+        assert [load_latents(path).shape for path in each.cond_latents] == [(1, 16, 1, 8, 8)]
         assert load_prompt_embeds(each.prompt_embeds).shape == (1, 512, 64)
     assert len({each.empty_prompt_embeds for each in cache.records}) == 1, "the start frame is not read"
 
@@ -131,7 +131,7 @@ def test_another_part_of_a_video_is_another_file(cache, spec, change):
         for each in (record, changed)
     )
     assert before.latents == cache.records[0].latents != after.latents
-    assert before.ref_latents == after.ref_latents, "the start frame is the same"
+    assert before.cond_latents == after.cond_latents, "the start frame is the same"
 
 
 def test_batches_hold_clips_of_one_length(spec, data, cache_folder, cache):
@@ -144,11 +144,11 @@ def test_batches_hold_clips_of_one_length(spec, data, cache_folder, cache):
 
 def test_a_clip_without_start_frame_starts_with_its_own(own_cache, cache, text_cache):
     own, given, text = (load_batch(each.records) for each in (own_cache, cache, text_cache))
-    assert torch.equal(own.ref_latents[0], own.latents[:, :, :1])
-    difference = (own.ref_latents[0] - given.ref_latents[0]).abs().mean().item()
+    assert torch.equal(own.cond_latents[0], own.latents[:, :, :1])
+    difference = (own.cond_latents[0] - given.cond_latents[0]).abs().mean().item()
     print(f"own first frame and its picture: mean difference of latents {difference:.3f}")
     assert 0 < difference < 0.5, "they differ by what the video's compression lost"
-    assert text.ref_latents == ()
+    assert text.cond_latents == ()
     assert own_cache.fingerprint() != text_cache.fingerprint()
 
 
@@ -175,7 +175,7 @@ def test_the_loss_leaves_out_the_start(cache, spec):
     noise[:, :, 0], latents[:, :, 0] = 7.0, -7.0
     other = forward(spec, replace(batch, latents=latents), replace(draws, noise=noise))
     assert torch.equal(other.loss, result.loss), "what a target's first frame holds is of no consequence"
-    moved = replace(batch, ref_latents=(batch.ref_latents[0] + 1,))
+    moved = replace(batch, cond_latents=(batch.cond_latents[0] + 1,))
     assert not torch.equal(forward(spec, moved, draws).loss, result.loss), "the start itself is seen"
 
 

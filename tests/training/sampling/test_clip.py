@@ -173,7 +173,7 @@ def test_sizes_and_lengths_off_the_grid_are_refused(change, message):
 
 def conditioning(*shape: int, reference: bool = False) -> Conditioning:
     return Conditioning(
-        prompt_embeds=torch.zeros(shape), raw_ref_latents=torch.zeros(1, 16, 8, 8) if reference else None
+        prompt_embeds=torch.zeros(shape), raw_cond_latents=torch.zeros(1, 16, 8, 8) if reference else None
     )
 
 
@@ -221,7 +221,7 @@ def test_a_start_that_changes_while_it_is_sampled_is_an_error(spec, prompts, mon
     original = longcat_video.LongCatVideoFamily.predict
 
     def spoiling(self, transformer, latents, sigmas, inputs):
-        inputs.condition[0, 0, 0, 0, 0] += 1.0
+        inputs.cond_latents[0, 0, 0, 0, 0] += 1.0
         return original(self, transformer, latents, sigmas, inputs)
 
     monkeypatch.setattr(longcat_video.LongCatVideoFamily, "predict", spoiling)

@@ -164,7 +164,7 @@ def spec_of(flavour: str, **others) -> ModelSpec:
 
 def conditioning(reference: bool = False) -> Conditioning:
     return Conditioning(
-        prompt_embeds=randn(1, 20, 64, seed=1), raw_ref_latents=randn(1, 16, 8, 8, seed=2) if reference else None
+        prompt_embeds=randn(1, 20, 64, seed=1), raw_cond_latents=randn(1, 16, 8, 8, seed=2) if reference else None
     )
 
 

@@ -43,7 +43,7 @@ class Oracle:
         raw[:, :, : call.num_cond_latents] = 1e6
         return raw
 
-    def cache_condition(self, latents):
+    def cache_cond_latents(self, latents):
         return ["cache of", latents]
 
 
@@ -99,7 +99,7 @@ def test_a_start_that_changes_meanwhile_is_an_error():
     inputs = inputs_for(start=clean[:, :, :1].clone())
 
     def spoil(done, denoised):
-        inputs.condition[0, 0, 0, 0, 0] += 1e-7
+        inputs.cond_latents[0, 0, 0, 0, 0] += 1e-7
 
     with pytest.raises(ModelError, match="1 of 768 numbers of the clip's start were changed"):
         sample_video(FAMILY, Oracle(clean, noise), noise, inputs, video_sigmas(2), on_step=spoil)
@@ -156,7 +156,7 @@ def test_a_continuation_with_cache_equals_the_one_without(transformer):
     noise, start = initial_noise(SHAPE, seed=3), randn(2, 16, 2, 4, 6, seed=6)
     plain = inputs_for(start=start), ZeroStarGuidance(inputs=inputs_for(start=start, seed=9), scale=1.0)
     cached = with_shared_cache(transformer, *plain)
-    assert cached[1].inputs.condition_cache is cached[0].condition_cache is not None
+    assert cached[1].inputs.cond_cache is cached[0].cond_cache is not None
     results = [sample_video(FAMILY, transformer, noise, *_in_order(each)) for each in (plain, cached)]
     difference = (results[0] - results[1]).abs().max().item()
     print(f"with and without cache: {difference:.1e}")
@@ -175,7 +175,7 @@ def test_a_cached_start_is_not_shown_again_and_guidance_shares_it():
     assert (result - clean).abs().max() < 1e-5
     assert {call.hidden_states.shape[2] for call in oracle.calls} == {3}
     assert {call.num_cond_latents for call in oracle.calls} == {0}
-    assert all(call.condition_cache is inputs.condition_cache for call in oracle.calls)
+    assert all(call.cond_cache is inputs.cond_cache for call in oracle.calls)
 
 
 def test_two_prompts_alone_and_together_give_the_same_clips(transformer):

@@ -39,7 +39,7 @@ def trained(spec, cache, folder, config=CONFIG):
 def sample(spec, cache):
     family = family_of(spec.config.model_family)
     batch = load_batch(cache.records[:1])
-    inputs = family.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.ref_latents)
+    inputs = family.prepare_inputs(batch.latents.shape, batch.prompt_embeds, batch.cond_latents)
     with open_transformer(spec, CPU, NoCallbacks()) as transformer:
         return sample_image(family, transformer, initial_noise(batch.latents.shape, 0), inputs, 3)
 

@@ -88,7 +88,7 @@ def test_other_pipelines_are_refused_by_name(model, found, config):
     ("flavour", "example"),
     [
         ("final", "meituan-longcat/LongCat-Image."),
-        ("dev", "meituan-longcat/LongCat-Image."),
+        ("dev", "meituan-longcat/LongCat-Image-Dev."),
         ("tiny", "meituan-longcat/LongCat-Image."),
         ("edit-turbo", "meituan-longcat/LongCat-Image-Edit-Turbo."),
     ],

@@ -190,7 +190,7 @@ def _with_positions(
         img_ids.append(image_position_ids(REFERENCE, side, side, total))
     return ModelInputs(
         prompt_embeds=prompt_embeds,
-        ref_tokens=None if references is None else pack_latents(references),
+        packed_cond_latents=None if references is None else pack_latents(references),
         txt_ids=text_position_ids(total)[slots.places],
         img_ids=torch.cat(img_ids),
     )

@@ -82,24 +82,24 @@ class LongCatImageFamily:
         return 1, vae_config["latent_channels"], *latent_sides(size)
 
     def prepare_inputs(
-        self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
+        self, latents_shape: Sequence[int], prompt_embeds: Tensor, cond_latents: Sequence[Tensor]
     ) -> ModelInputs:
         """Packs the reference [B, C, h', w'] (its own size) and builds the position ids, on `prompt_embeds`' device.
 
         Raises:
             ConfigError: more than one reference, or sides that are not multiples of 16 px.
         """
-        if len(ref_latents) > 1:
-            raise ConfigError(f"{len(ref_latents)} references were given; LongCat-Image was trained with one at most.")
+        if len(cond_latents) > 1:
+            raise ConfigError(f"{len(cond_latents)} references were given; LongCat-Image was trained with one at most.")
         length, device = prompt_embeds.shape[1], prompt_embeds.device
         img_ids = [image_position_ids(TARGET, latents_shape[-2], latents_shape[-1], length)]
-        ref_tokens = None
-        for reference in ref_latents:
-            ref_tokens = pack_latents(reference).to(device)
-            img_ids.append(image_position_ids(REFERENCE, reference.shape[-2], reference.shape[-1], length))
+        packed_cond_latents = None
+        for given in cond_latents:
+            packed_cond_latents = pack_latents(given).to(device)
+            img_ids.append(image_position_ids(REFERENCE, given.shape[-2], given.shape[-1], length))
         return ModelInputs(
             prompt_embeds=prompt_embeds,
-            ref_tokens=ref_tokens,
+            packed_cond_latents=packed_cond_latents,
             txt_ids=text_position_ids(length).to(device),
             img_ids=torch.cat(img_ids).to(device),
         )
@@ -115,8 +115,8 @@ class LongCatImageFamily:
         device, dtype = inputs.prompt_embeds.device, transformer.x_embedder.bias.dtype
         tokens = pack_latents(latents).to(device, dtype)
         target_count = tokens.shape[1]
-        if inputs.ref_tokens is not None:
-            tokens = torch.cat([tokens, inputs.ref_tokens.to(device, dtype)], dim=1)
+        if inputs.packed_cond_latents is not None:
+            tokens = torch.cat([tokens, inputs.packed_cond_latents.to(device, dtype)], dim=1)
         output = transformer(
             hidden_states=tokens,
             encoder_hidden_states=inputs.prompt_embeds.to(device, dtype),

@@ -47,21 +47,21 @@ class VideoInputs:
     """[B, 512, D]"""
     prompt_mask: Tensor
     """[B, 512] bool, False for unused slots"""
-    condition: Tensor | None = None
+    cond_latents: Tensor | None = None
     """[B, C, n, h, w], float32, clean: the first frames; None: all frames are denoised."""
-    condition_cache: Any = None
-    """What the transformer keeps of `condition`; then latents are those of the other frames only."""
+    cond_cache: Any = None
+    """What the transformer keeps of `cond_latents`; then latents are those of the other frames only."""
 
     @property
     def num_cond_latents(self) -> int:
         """How many of the first latent frames are given: not noised, not stepped, not in the loss."""
-        return 0 if self.condition is None or self.condition_cache is not None else self.condition.shape[2]
+        return 0 if self.cond_latents is None or self.cond_cache is not None else self.cond_latents.shape[2]
 
     def with_cache(self, transformer: Any) -> VideoInputs:
         """The same with the condition frames computed once for all steps; prompts of one clip can share it."""
-        if self.condition is None:
+        if self.cond_latents is None:
             return self
-        return replace(self, condition_cache=transformer.cache_condition(self.condition))
+        return replace(self, cond_cache=transformer.cache_cond_latents(self.cond_latents))
 
 
 class LongCatVideoFamily:
@@ -98,21 +98,21 @@ class LongCatVideoFamily:
         return 1, vae_config["z_dim"], latent_frames(frames), *latent_sides(size)
 
     def prepare_inputs(
-        self, latents_shape: Sequence[int], prompt_embeds: Tensor, ref_latents: Sequence[Tensor]
+        self, latents_shape: Sequence[int], prompt_embeds: Tensor, cond_latents: Sequence[Tensor]
     ) -> VideoInputs:
-        """Fills the prompt's slots; `ref_latents` is empty (text-to-video) or holds the first frames [B, C, n, h, w].
+        """Fills the prompt's slots; `cond_latents` is empty (text-to-video) or holds the first frames [B, C, n, h, w].
 
         Raises:
             ConfigError: more than one start, or one of another size or as long as the clip.
         """
         prompt_embeds, mask = fill_slots(prompt_embeds)
-        if not ref_latents:
+        if not cond_latents:
             return VideoInputs(prompt_embeds=prompt_embeds, prompt_mask=mask)
-        if len(ref_latents) > 1:
-            raise ConfigError(f"{len(ref_latents)} start frames were given; a clip has one start. Connect one.")
-        _check_condition(ref_latents[0].shape, latents_shape)
-        condition = ref_latents[0].to(prompt_embeds.device, torch.float32)
-        return VideoInputs(prompt_embeds=prompt_embeds, prompt_mask=mask, condition=condition)
+        if len(cond_latents) > 1:
+            raise ConfigError(f"{len(cond_latents)} start frames were given; a clip has one start. Connect one.")
+        _check_start(cond_latents[0].shape, latents_shape)
+        start = cond_latents[0].to(prompt_embeds.device, torch.float32)
+        return VideoInputs(prompt_embeds=prompt_embeds, prompt_mask=mask, cond_latents=start)
 
     def predict(self, transformer: Any, latents: Tensor, sigmas: Tensor, inputs: VideoInputs) -> Tensor:
         """Velocity at noisy `latents` [B, C, T, h, w] and `sigmas` [B] -> [B, C, T, h, w], float32.
@@ -124,7 +124,7 @@ class LongCatVideoFamily:
         latents = latents.to(device)
         timesteps = TIMESTEPS * sigmas.to(device).unsqueeze(1).expand(-1, latents.shape[2])
         if given:
-            latents = torch.cat([inputs.condition, latents[:, :, given:]], dim=2)
+            latents = torch.cat([inputs.cond_latents, latents[:, :, given:]], dim=2)
             timesteps = torch.cat([torch.zeros_like(timesteps[:, :given]), timesteps[:, given:]], dim=1)
         output = transformer(
             hidden_states=latents,
@@ -132,7 +132,7 @@ class LongCatVideoFamily:
             encoder_hidden_states=inputs.prompt_embeds,
             encoder_attention_mask=inputs.prompt_mask,
             num_cond_latents=given,
-            condition_cache=inputs.condition_cache,
+            cond_cache=inputs.cond_cache,
         )
         return -output.float()
 
@@ -167,10 +167,10 @@ class LongCatVideoFamily:
         return list(LORA_TARGETS[preset])
 
 
-def _check_condition(condition: Sequence[int], latents: Sequence[int]) -> None:
-    batch, _, frames, *sides = condition
+def _check_start(start: Sequence[int], latents: Sequence[int]) -> None:
+    batch, _, frames, *sides = start
     if (batch, *sides) != (latents[0], *latents[-2:]):
-        (width, height), (video_width, video_height) = size_of_latents(condition), size_of_latents(latents)
+        (width, height), (video_width, video_height) = size_of_latents(start), size_of_latents(latents)
         raise ConfigError(
             f"The start is {width}x{height} px for {batch} clips, the video {video_width}x{video_height} px for"
             f" {latents[0]}. Give it the size of the video."

@@ -23,7 +23,7 @@ from .attention import KeyValues, prompt_rows
 from .blocks import BlockInputs, FinalLayer, LongCatVideoBlock, PatchEmbedder, PromptEmbedder, TimestepEmbedder
 from .rope import Rotation, rotation_of_grid
 
-ConditionCache = Sequence[KeyValues]
+CondCache = Sequence[KeyValues]
 """One entry a block."""
 
 KERNEL_CHOICES = (
@@ -97,7 +97,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor | None = None,
         num_cond_latents: int = 0,
-        condition_cache: ConditionCache | None = None,
+        cond_cache: CondCache | None = None,
     ) -> Tensor:
         """The direction from noise to data, `latents - noise`; what it gives for condition frames means nothing.
 
@@ -107,7 +107,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_hidden_states: prompt embeddings [B, S, E]; all S slots of the training (512), padded ones too.
             encoder_attention_mask: [B, S], 0 for padded slots. None: no slot is padding.
             num_cond_latents: how many frames of `hidden_states` are condition frames.
-            condition_cache: from `cache_condition`, instead of condition frames in `hidden_states`.
+            cond_cache: from `cache_cond_latents`, instead of condition frames in `hidden_states`.
 
         Returns:
             [B, C_out, T, H, W], float32.
@@ -117,13 +117,13 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         self._check_latents(hidden_states, timestep)
         self._check_prompt(hidden_states, encoder_hidden_states, encoder_attention_mask)
-        self._check_condition(hidden_states, num_cond_latents, condition_cache)
+        self._check_condition(hidden_states, num_cond_latents, cond_cache)
         dtype = self.compute_dtype
         prompt = prompt_rows(encoder_hidden_states.to(dtype), encoder_attention_mask, self.config.text_tokens_zero_pad)
         text = self.y_embedder(prompt.embeds)
         if prompt.keep is not None:
             text = text * prompt.keep.unsqueeze(-1)
-        cached_latents = self._frames_in(condition_cache, hidden_states) if condition_cache else 0
+        cached_latents = self._frames_in(cond_cache, hidden_states) if cond_cache else 0
         inputs = BlockInputs(
             temb=self._embed_timestep(timestep, hidden_states.shape[2]),
             text=text,
@@ -133,7 +133,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         )
         x = self.x_embedder(hidden_states.to(dtype))
         for number, block in enumerate(self.blocks):
-            cached = condition_cache[number] if condition_cache else None
+            cached = cond_cache[number] if cond_cache else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, inputs, cached)
             else:
@@ -141,7 +141,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self._unpatchify(self.final_layer(x, inputs.temb), hidden_states)
 
     @torch.no_grad()
-    def cache_condition(self, latents: Tensor) -> list[KeyValues]:
+    def cache_cond_latents(self, latents: Tensor) -> list[KeyValues]:
         """Computes clean condition frames [1 or B, C_in, T, H, W] once, for all steps of a sampling.
 
         They see neither the prompt nor what is being denoised, so they are the same at every step.
@@ -184,7 +184,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         _, rows, columns = self.config.patch_size
         return latents.shape[3] // rows, latents.shape[4] // columns
 
-    def _frames_in(self, cache: ConditionCache, latents: Tensor) -> int:
+    def _frames_in(self, cache: CondCache, latents: Tensor) -> int:
         height, width = self._grid(latents)
         return cache[0].keys.shape[2] // (height * width)
 
@@ -228,7 +228,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f" {list(embeds.shape[:2])}."
             )
 
-    def _check_condition(self, latents: Tensor, num_cond_latents: int, cache: ConditionCache | None) -> None:
+    def _check_condition(self, latents: Tensor, num_cond_latents: int, cache: CondCache | None) -> None:
         frames = latents.shape[2]
         if not 0 <= num_cond_latents < frames:
             raise ConfigError(

@@ -85,7 +85,7 @@ def test_decoded_pixels_stay_within_one(vae):
 
 def test_inputs_hold_target_before_reference_and_start_behind_the_text():
     _, inputs = example_inputs(batch=2, length=20)
-    assert inputs.ref_tokens.shape == (2, 15, 64)
+    assert inputs.packed_cond_latents.shape == (2, 15, 64)
     assert inputs.img_ids.shape == (24 + 15, 3)
     assert inputs.img_ids.dtype == inputs.txt_ids.dtype == torch.float32
     assert inputs.img_ids[0].tolist() == [1, 20, 20]
@@ -99,7 +99,7 @@ def test_prediction_equals_a_plain_call_of_the_model(transformer):
     noisy, inputs = example_inputs()
     with torch.no_grad():
         output = transformer(
-            hidden_states=torch.cat([pack_latents(noisy), inputs.ref_tokens], dim=1),
+            hidden_states=torch.cat([pack_latents(noisy), inputs.packed_cond_latents], dim=1),
             encoder_hidden_states=inputs.prompt_embeds,
             timestep=torch.tensor([0.3337]),
             img_ids=inputs.img_ids,
@@ -116,11 +116,11 @@ def test_reference_tokens_have_the_timestep_of_the_noisy_ones(transformer):
     seen = []
     hook = transformer.time_embed.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
-        for references in ({}, {"ref_tokens": None, "img_ids": inputs.img_ids[:24]}):
+        for references in ({}, {"packed_cond_latents": None, "img_ids": inputs.img_ids[:24]}):
             FAMILY.predict(transformer, noisy, torch.tensor([0.25, 0.75]), dataclasses.replace(inputs, **references))
     finally:
         hook.remove()
-    assert inputs.ref_tokens is not None
+    assert inputs.packed_cond_latents is not None
     assert [timesteps.tolist() for timesteps in seen] == [[250.0, 750.0]] * 2
 
 
@@ -131,7 +131,9 @@ def test_prediction_of_a_batch_is_that_of_its_samples(transformer):
         together = FAMILY.predict(transformer, noisy, sigmas, inputs)
         for i in range(3):
             alone = dataclasses.replace(
-                inputs, prompt_embeds=inputs.prompt_embeds[i : i + 1], ref_tokens=inputs.ref_tokens[i : i + 1]
+                inputs,
+                prompt_embeds=inputs.prompt_embeds[i : i + 1],
+                packed_cond_latents=inputs.packed_cond_latents[i : i + 1],
             )
             one = FAMILY.predict(transformer, noisy[i : i + 1], sigmas[i : i + 1], alone)
             assert largest_difference(f"sample {i}", together[i : i + 1], one) <= TOLERANCE
@@ -141,7 +143,7 @@ def test_prediction_of_a_batch_is_that_of_its_samples(transformer):
 def test_prediction_reads_sigma_text_and_reference(transformer):
     noisy, inputs = example_inputs()
     other_text = dataclasses.replace(inputs, prompt_embeds=inputs.prompt_embeds + 1)
-    other_reference = dataclasses.replace(inputs, ref_tokens=inputs.ref_tokens + 1)
+    other_reference = dataclasses.replace(inputs, packed_cond_latents=inputs.packed_cond_latents + 1)
     half, most = torch.tensor([0.5]), torch.tensor([0.9])
     with torch.no_grad():
         first = FAMILY.predict(transformer, noisy, half, inputs)
@@ -152,7 +154,7 @@ def test_prediction_reads_sigma_text_and_reference(transformer):
 def test_prediction_without_reference_has_the_same_shape(transformer):
     noisy = randn(1, 16, 8, 8)
     inputs = FAMILY.prepare_inputs(noisy.shape, randn(1, 20, 64), [])
-    assert inputs.ref_tokens is None
+    assert inputs.packed_cond_latents is None
     with torch.no_grad():
         assert FAMILY.predict(transformer, noisy, torch.tensor([0.5]), inputs).shape == noisy.shape
 

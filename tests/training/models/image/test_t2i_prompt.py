@@ -155,7 +155,7 @@ def test_encode_prompts_gives_one_conditioning_a_prompt(tmp_path, text_encoder):
     config = ModelConfig(model_flavour="tiny", base_model_precision="fp32")
     spec = ModelSpec(config=config, models_dirs=(tmp_path,))
     encoded = encode_prompts(spec, (CHINESE, ""), torch.device("cpu"), NoCallbacks())
-    assert [each.raw_ref_latents for each in encoded] == [None, None]
+    assert [each.raw_cond_latents for each in encoded] == [None, None]
     for each, prompt in zip(encoded, (CHINESE, ""), strict=True):
         assert torch.equal(each.prompt_embeds, FAMILY.encode_prompt(text_encoder, prompt, []))
     assert (tmp_path / "tiny" / "model_index.json").is_file()

@@ -39,12 +39,12 @@ def vae():
     return load_vae(TWINS / "tiny-video")
 
 
-def golden_inputs(tensors, condition=None) -> VideoInputs:
+def golden_inputs(tensors, cond_latents=None) -> VideoInputs:
     # Eight slots, as the golden file has them; prepare_inputs would make it 512.
     return VideoInputs(
         prompt_embeds=tensors["in.caption"].squeeze(1),
         prompt_mask=tensors["in.caption_mask"].bool(),
-        condition=condition,
+        cond_latents=cond_latents,
     )
 
 
@@ -63,9 +63,9 @@ def test_a_start_frame_gives_the_official_output_whatever_the_noisy_latents_hold
     model, tensors = golden
     timestep = tensors["in.timestep_i2v"]
     noisy = tensors["in.x"].clone()
-    condition = noisy[:, :, :1].clone()
+    cond_latents = noisy[:, :, :1].clone()
     noisy[:, :, :1] = 99.0
-    predicted = FAMILY.predict(model, noisy, timestep[:, 1] / 1000, golden_inputs(tensors, condition))
+    predicted = FAMILY.predict(model, noisy, timestep[:, 1] / 1000, golden_inputs(tensors, cond_latents))
     difference = (predicted + tensors["out.i2v"]).abs().max().item()
     print(f"image-to-video: {difference:.1e}")
     assert difference < 1e-5
@@ -222,7 +222,7 @@ def test_a_start_that_does_not_fit_is_refused():
 def test_inputs_know_how_many_frames_are_given():
     embeds, shape = randn(1, 3, 24), (1, 16, 3, 8, 8)
     plain = FAMILY.prepare_inputs(shape, embeds, [])
-    assert plain.condition is None and plain.num_cond_latents == 0
+    assert plain.cond_latents is None and plain.num_cond_latents == 0
     assert FAMILY.prepare_inputs(shape, embeds, [randn(1, 16, 2, 8, 8)]).num_cond_latents == 2
     assert plain.with_cache(None) is plain
 

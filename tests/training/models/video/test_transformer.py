@@ -97,7 +97,7 @@ def test_a_cache_of_the_condition_frame_equals_the_whole_clip(golden):
     model = build(golden)
     inputs = arguments(golden, "i2v")
     latents = inputs["hidden_states"]
-    cache = model.cache_condition(latents[:1, :, :1])
+    cache = model.cache_cond_latents(latents[:1, :, :1])
     assert len(cache) == 2
     assert_near("keys of block 0", cache[0].keys, tensors["kv.k0"], FP32)
     assert_near("values of block 0", cache[0].values, tensors["kv.v0"], FP32)
@@ -109,7 +109,7 @@ def test_a_cache_of_the_condition_frame_equals_the_whole_clip(golden):
     }
     latents[1, :, 0] = latents[0, :, 0]
     with torch.no_grad():
-        continued = model(**rest, condition_cache=cache)
+        continued = model(**rest, cond_cache=cache)
         whole = model(**inputs)
     assert_near("cached", continued, tensors["out.kvcache"], FP32)
     assert_near("uncached", whole, tensors["out.kvcache_equivalent_i2v"], FP32)

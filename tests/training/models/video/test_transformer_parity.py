@@ -252,26 +252,26 @@ def test_a_continuation_with_cache_equals_the_whole_clip(model, cached_samples):
     given = inputs(frames=5)
     given["hidden_states"][:, :, :2] = given["hidden_states"][:1, :, :2]
     given["timestep"] = torch.tensor([[0.0, 0.0, 700.0, 700.0, 700.0]]).expand(2, -1)
-    cache = model.cache_condition(given["hidden_states"][:cached_samples, :, :2])
+    cache = model.cache_cond_latents(given["hidden_states"][:cached_samples, :, :2])
     assert [list(entry.keys.shape) for entry in cache] == [[cached_samples, 2, 12, 32]] * 2
     rest = {**given, "hidden_states": given["hidden_states"][:, :, 2:], "timestep": given["timestep"][:, 2:]}
     with torch.no_grad():
         whole = model(**given, num_cond_latents=2)[:, :, 2:]
-        assert largest(model(**rest, condition_cache=cache), whole) < 1e-5
+        assert largest(model(**rest, cond_cache=cache), whole) < 1e-5
         assert largest(model(**rest), whole) > 1e-2
 
 
 def test_the_cache_is_made_in_the_models_dtype(model):
     half = build().bfloat16()
     clip = normal(1, 16, 4, 4, 6)
-    cache = half.cache_condition(clip[:, :, :1])
+    cache = half.cache_cond_latents(clip[:, :, :1])
     assert {each.dtype for entry in cache for each in entry} == {torch.bfloat16}
     given = inputs(batch=1, frames=4)
     given["timestep"] = torch.tensor([[0.0, 700.0, 700.0, 700.0]])
     rest = {**given, "hidden_states": given["hidden_states"][:, :, 1:], "timestep": given["timestep"][:, 1:]}
     given["hidden_states"] = torch.cat([clip[:, :, :1], given["hidden_states"][:, :, 1:]], dim=2)
     with torch.no_grad():
-        assert largest(half(**rest, condition_cache=cache), half(**given, num_cond_latents=1)[:, :, 1:]) < 2e-2
+        assert largest(half(**rest, cond_cache=cache), half(**given, num_cond_latents=1)[:, :, 1:]) < 2e-2
 
 
 # Padded slots
