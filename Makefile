@@ -55,9 +55,9 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	@for benchmark in tests/benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
 
+# The files that are made from the code: shipped workflows, docs/configuration.md, inputs of the help pages.
 workflows: $(INSTALLED)
-	$(BIN)/python -m comfyui_longcat.nodes.graph.catalogue
-	$(BIN)/python -m comfyui_longcat.nodes.graph.key_table
+	$(BIN)/python -m comfyui_longcat.nodes.terminal.generate
 
 # The pictures of README and of the workflow templates, from the demo's own results.
 pictures: demo

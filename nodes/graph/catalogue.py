@@ -1,24 +1,17 @@
-"""The shipped workflows. `python -m comfyui_longcat.nodes.graph.catalogue` writes both formats of each."""
+"""The shipped workflows. `make workflows` writes their files."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ...training.files import replacing
 from ...training.settings.model import ModelConfig
 from ...training.simpletuner.read import SimpleTunerRun, read_run
-from ..host import use_host
-from .core_nodes import CORE_NODES, SAMPLE_PICTURE
-from .description import Graph, to_api
+from .core_nodes import SAMPLE_PICTURE
+from .description import Graph
 from .from_config import TRAINING, training_graph
 from .sampling import NO_LORA, Sampling, sampling_graph
-
-WORKFLOWS_DIR = Path(__file__).resolve().parents[2] / "workflows"
 
 EXAMPLE_INSTRUCTION = "add a blue border"
 """What the drawn example pairs teach."""
@@ -211,43 +204,3 @@ WORKFLOWS: dict[str, Callable[[], Graph]] = {
     "longcat_video_i2v_train": longcat_video_i2v_train,
     "longcat_video_i2v_sample": longcat_video_i2v_sample,
 }
-
-
-def node_classes() -> dict[str, type]:
-    """Own and core node classes by id."""
-    from .. import NODE_CLASS_MAPPINGS
-
-    return {**CORE_NODES, **NODE_CLASS_MAPPINGS}
-
-
-def workflow_files() -> dict[Path, str]:
-    """Text of every shipped workflow file by its path relative to `workflows/`."""
-    from ..terminal.host import TerminalHost
-    from .ui import to_ui
-
-    files: dict[Path, str] = {}
-    # An empty home, so that no file of this machine gets into a list of choices.
-    with tempfile.TemporaryDirectory() as home, use_host(TerminalHost(Path(home))):
-        for name, build in WORKFLOWS.items():
-            graph, classes = build(), node_classes()
-            files[Path(f"{name}.json")] = _text(to_ui(graph, classes))
-            files[Path("api") / f"{name}.json"] = _text(to_api(graph, classes))
-    return files
-
-
-def write_workflows(folder: Path = WORKFLOWS_DIR) -> list[Path]:
-    """Writes every shipped workflow below `folder`."""
-    written = []
-    for relative, text in workflow_files().items():
-        with replacing(folder / relative) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-        written.append(folder / relative)
-    return written
-
-
-def _text(workflow: dict[str, Any]) -> str:
-    return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    write_workflows()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ...training.errors import ConfigError, PathError
+from ...training.files import replacing
+from .. import NODES
 from ..host import current_host
+from .signature import is_link
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE_PICTURE = "example.png"
 """The picture that core ComfyUI ships in its input folder; drawn where it is missing."""
+
+SAMPLE_SIDE = 512
+"""Px"""
 
 
 class Folders(Protocol):
@@ -47,6 +53,36 @@ def input_picture(folders: Folders, name: str) -> Path:
         if plain and path.is_file():
             return path
     raise PathError(f"image is {name!r}; there is no such picture (looked in {base}). Put it there, or give its path.")
+
+
+def named_pictures(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(node id, value) of every LoadImage in an API graph."""
+    for node_id, node in graph.items():
+        value = node["inputs"].get("image")
+        if node["class_type"] == "LoadImage" and isinstance(value, str) and not is_link(value):
+            yield node_id, value
+
+
+def draw_missing_samples(graph: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draws the sample picture into `folder` if the graph names it and it is missing. Others are the user's."""
+    names = {name for _, name in named_pictures(graph)}
+    path = folder / SAMPLE_PICTURE
+    if SAMPLE_PICTURE not in names or path.exists():
+        return []
+    draw_sample(path)
+    return [path]
+
+
+def draw_sample(path: Path) -> None:
+    """The picture that the shipped prompts speak of; the tiny twins know its like."""
+    import torch
+
+    from ...training.tiny.world import Look, draw, pictures, place_scenes
+
+    look = Look(shape="circle", colour="purple", background="white", position="middle")
+    (picture,) = pictures(draw(place_scenes([look], torch.Generator().manual_seed(0)), SAMPLE_SIDE))
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 class LoadImage:
@@ -188,6 +224,11 @@ CORE_NODES: dict[str, type] = {
 }
 
 
+def node_classes() -> dict[str, type]:
+    """Every node class that runs without ComfyUI, by id: core's above and this pack's."""
+    return {**CORE_NODES, **NODES}
+
+
 def write_pictures(images: Tensor, prefix: str) -> list[Path]:
     """Writes `images` [B, H, W, 3] (0..1) below the output folder under the next free numbers.
 
@@ -232,8 +273,6 @@ def write_video(video: Video, prefix: str) -> Path:
 @contextmanager
 def _next_file(prefix: str, suffix: str) -> Iterator[tuple[Path, Path]]:
     """(the file under the next free number, a temporary one to be written in its place)."""
-    from ...training.files import replacing
-
     folders = _folders()
     root = folders.output_dir().resolve()
     target = (root / prefix).resolve()

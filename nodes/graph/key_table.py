@@ -1,18 +1,14 @@
-"""docs/configuration.md, made from the tables of keys. `python -m comfyui_longcat.nodes.graph.key_table` writes it."""
+"""docs/configuration.md, made from the tables of keys. `make workflows` writes it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-from ...training.files import replacing
 from ...training.settings.dataset import DatasetConfig
 from ...training.settings.option import option_of
 from ...training.simpletuner.keys import CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS, Key
 from .from_config import NODE_OF
-
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
 PLACES = {
     "model_type": "TrainLoRA",
@@ -37,8 +33,8 @@ PLACES = {
 TEXT = """# Configuration
 
 Every key of SimpleTuner's `config.json` and of its data file (`multidatabackend.json`) that this pack knows: what it
-does here, and where it is in the graph. This file is made from `training/simpletuner/keys.py` and
-`training/settings` by `python -m comfyui_longcat.nodes.graph.key_table`; a test compares them.
+does here, and where it is in the graph. `make workflows` makes this file from `training/simpletuner/keys.py` and
+`training/settings`.
 
 - Both files may hold `//` and `/* */` comments and trailing commas. Keys may begin with `--`.
 - Every key of config.json is also a flag of `longcat train`, `validate` and `config import`: `--learning_rate 1e-4`.
@@ -81,11 +77,6 @@ def configuration_page() -> str:
     return TEXT.format(config=config, data=_table(DATA_KEYS), video=_table(VIDEO_KEYS))
 
 
-def write_page(path: Path = TABLE) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(configuration_page(), encoding="utf-8", newline="\n")
-
-
 def _table(keys: Mapping[str, Key]) -> str:
     rows = ["| key | what it does here | in the graph |", "|---|---|---|"]
     rows += [f"| `{name}` | {_meaning(key)} | {_place(name, key)} |" for name, key in sorted(keys.items())]
@@ -110,7 +101,3 @@ def _place(name: str, key: Key) -> str:
     if key.without_effect:
         return "nowhere"
     return PLACES.get(name, "always so")
-
-
-if __name__ == "__main__":
-    write_page()

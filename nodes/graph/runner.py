@@ -10,8 +10,8 @@ from typing import Any
 from ...training.errors import ConfigError, LongCatError, StoppedByUserError
 from ...training.files import read_json
 from ..host import Host, use_host
-from .catalogue import node_classes
 from .check import check_shape, convert, find_faults, label, running_order, sources_of, with_sources
+from .core_nodes import node_classes
 from .signature import is_link, signature_of
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ...training.errors import LongCatError
 from ...training.settings.model import ModelConfig
 from ...training.settings.run import TrainConfig
-from .catalogue import node_classes
+from .core_nodes import node_classes
 from .signature import is_link, signature_of
 
 T = TypeVar("T")

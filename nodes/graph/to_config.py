@@ -13,8 +13,8 @@ from ...training.settings.run import TrainConfig, TrainingOptions
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import OWN_TO_VIDEOS, REFERENCES_CACHE, SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_run
-from .catalogue import node_classes
 from .check import check_shape, convert, label
+from .core_nodes import node_classes
 from .from_config import KEPT, NODE_OF, widget_fields
 from .signature import is_link, signature_of
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...training.errors import LongCatError, StoppedByUserError
+from ..graph.core_nodes import draw_missing_samples, node_classes
 from ..graph.override import apply_settings
-from ..graph.runner import NodeEvent, NodeReported, read_graph, run_graph
-from ..graph.samples import draw_missing_samples
+from ..graph.runner import read_graph, run_graph
 from ..graph.tiny import make_tiny
 from ..host import use_host
 from .flags import read_flags
-from .host import DEFAULT_HOME, StopFlag, TerminalHost, say
+from .host import DEFAULT_HOME, StopFlag, TerminalHost, say, show_node
 from .train import DEFAULT_CONFIG, copy_examples, export_config, import_config, training_of
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ TINY = "try it out in seconds: tiny model, small sizes, few steps"
 
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao", "diffusers.models.modeling_utils")
 """They warn of parts that are not used here, in words that nobody can act on. Errors still show."""
-
-REPORT_LINES = 6
-"""Longer texts of nodes are cut: a cache report has a line per picture."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,8 +155,6 @@ def _examples(args: argparse.Namespace, stop: StopFlag) -> int:
 
 
 def _run(args: argparse.Namespace, stop: StopFlag) -> int:
-    from ..graph.catalogue import node_classes
-
     host = TerminalHost(args.base_directory, stop=stop)
     with use_host(host):
         graph: dict[str, Any] = read_graph(args.workflow)
@@ -207,9 +202,10 @@ def _run_on_server(url: str, graph: dict[str, Any], host: TerminalHost) -> int:
 
 def _demo(args: argparse.Namespace, stop: StopFlag) -> int:
     from .demo import run_demo
+    from .demo_lessons import LESSONS
 
     host = TerminalHost(args.output, device="cpu", stop=stop)
-    _list_files(run_demo(host))
+    _list_files(run_demo(host, LESSONS))
     return 0
 
 
@@ -220,17 +216,6 @@ def _doctor(args: argparse.Namespace, stop: StopFlag) -> int:
     for line in lines:
         print(line)
     return 0 if ready else EXIT_ERROR
-
-
-def show_node(event: NodeEvent) -> None:
-    """One line when a node begins, and the texts it gives."""
-    if isinstance(event, NodeReported):
-        lines = event.text.splitlines()
-        cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
-        for line in (*lines[:REPORT_LINES], *cut):
-            say(f"    {line}")
-    else:
-        say(f"[{event.number}/{event.total}] {event.label}")
 
 
 def remember_loras(outputs: dict[str, tuple], host: TerminalHost) -> None:

@@ -25,6 +25,7 @@ from ...training.events import (
     WarningRaised,
 )
 from ...training.paths import AllowedRoots
+from ..graph.runner import NodeEvent, NodeReported
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +39,11 @@ DEFAULT_HOME = "longcat-home"
 STEP_LINES = 50
 """About this many step lines are written per run; the bar shows every step."""
 
-
 SECONDS_BETWEEN_LOG_LINES = 10.0
 """Of progress, where stderr is no terminal."""
+
+REPORT_LINES = 6
+"""Longer texts of nodes are cut: a cache report has a line per picture."""
 
 
 class StopFlag:
@@ -257,6 +260,17 @@ def step_line(report: StepReport) -> str:
         f"step {report.step:05d}/{report.total_steps:05d} | loss {report.loss:.4f} | grad {report.grad_norm:.2f}"
         f" | lr {report.learning_rate:.1e} | {report.seconds:.2f} s | bucket {width}x{height}"
     )
+
+
+def show_node(event: NodeEvent) -> None:
+    """One line when a node begins, and the texts it gives."""
+    if isinstance(event, NodeReported):
+        lines = event.text.splitlines()
+        cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
+        for line in (*lines[:REPORT_LINES], *cut):
+            say(f"    {line}")
+    else:
+        say(f"[{event.number}/{event.total}] {event.label}")
 
 
 def say(line: str) -> None:

@@ -11,8 +11,8 @@ from ...training.errors import ConfigError, LongCatError
 from ...training.files import read_json
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ...training.weights.spec import ModelSpec
-from ..graph.catalogue import node_classes
 from ..graph.check import check_shape, find_faults, label, mended, with_sources
+from ..graph.core_nodes import node_classes
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
 from ..graph.to_config import api_of_ui

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...training.errors import LongCatError, PathError, StoppedByUserError
 from ...training.files import parse_json
 from ..graph.check import label
-from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
-from ..graph.samples import draw_sample, named_pictures
+from ..graph.core_nodes import SAMPLE_PICTURE, draw_sample, input_picture, named_pictures
 from .host import TerminalHost, say
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from ...training.files import read_json, write_json
 from ...training.simpletuner.read import DATA_FILE, SimpleTunerRun, check_trainable, read_files
 from ...training.simpletuner.write import write_run
 from ..data import EXAMPLES as DRAWN_EXAMPLES
-from ..graph.catalogue import node_classes
+from ..graph.core_nodes import node_classes
 from ..graph.description import to_api
 from ..graph.from_config import training_graph
 from ..graph.tiny import make_tiny

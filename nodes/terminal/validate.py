@@ -16,11 +16,10 @@ from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_files
 from ..data import dataset_folder
-from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT, node_classes
-from ..graph.core_nodes import SAMPLE_PICTURE, input_picture
+from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT
+from ..graph.core_nodes import SAMPLE_PICTURE, draw_sample, input_picture, node_classes
 from ..graph.description import to_api
 from ..graph.override import apply_settings
-from ..graph.samples import draw_sample
 from ..graph.sampling import NO_LORA, Sampling, sampling_graph
 from ..graph.tiny import make_tiny, tiny_run_name
 from ..host import use_host

@@ -3,7 +3,7 @@
 import av
 import pytest
 import torch
-from comfyui_longcat.nodes.graph.catalogue import node_classes
+from comfyui_longcat.nodes.graph.core_nodes import node_classes
 from comfyui_longcat.nodes.graph.description import to_api
 from comfyui_longcat.nodes.graph.sampling import NO_LORA, Sampling, sampling_graph
 from comfyui_longcat.training.data.media import read_image, to_pixels

@@ -6,7 +6,7 @@ import subprocess
 import av
 import pytest
 import torch
-from comfyui_longcat.nodes.graph.samples import draw_sample
+from comfyui_longcat.nodes.graph.core_nodes import draw_sample
 from comfyui_longcat.nodes.terminal.cli import main
 from PIL import Image
 

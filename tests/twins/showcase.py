@@ -1,4 +1,4 @@
-"""The pictures of README and of the workflow templates: `python -m comfyui_longcat.nodes.terminal.showcase [FOLDER]`.
+"""The pictures of README and of the workflow templates: `python -m comfyui_longcat.tests.twins.showcase [FOLDER]`.
 
 All of them are results of the demo, whose finished runs below FOLDER (default: demo_output) are reused, and of the same
 tiny models without a LoRA.
@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS_DIR
 from comfyui_longcat.nodes.graph.sampling import NO_LORA, Sampling, sampling_graph
 from comfyui_longcat.nodes.graph.tiny import TINY_FRAMES, TINY_SIDE
 from comfyui_longcat.nodes.images import one_picture
-from comfyui_longcat.nodes.terminal.demo import one_thread
-from comfyui_longcat.nodes.terminal.demo_clips import SHOWN_FRAMES, MovesUp, frames_of
-from comfyui_longcat.nodes.terminal.demo_edit import BorderEdit
-from comfyui_longcat.nodes.terminal.demo_lesson import run_sampling, teach
+from comfyui_longcat.nodes.terminal.demo import one_thread, run_sampling, teach
+from comfyui_longcat.nodes.terminal.demo_lessons import SHOWN_FRAMES, BorderEdit, MovesUp, frames_of
+from comfyui_longcat.nodes.terminal.generate import ROOT
 from comfyui_longcat.nodes.terminal.host import TerminalHost, say
 from comfyui_longcat.training.files import replacing
 from comfyui_longcat.training.settings.model import ModelConfig
@@ -27,7 +25,7 @@ from comfyui_longcat.training.settings.model import ModelConfig
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGES_DIR = WORKFLOWS_DIR.parent / "docs" / "images"
+WORKFLOWS_DIR, IMAGES_DIR = ROOT / "workflows", ROOT / "docs" / "images"
 
 WIDTH = 400
 """Px, about, of a thumbnail."""

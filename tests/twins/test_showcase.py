@@ -1,8 +1,7 @@
 """The pictures of README and templates, from lessons of two steps: what they show and how large they are."""
 
 from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS
-from comfyui_longcat.nodes.terminal.demo_clips import MovesUp
-from comfyui_longcat.nodes.terminal.demo_edit import BorderEdit
+from comfyui_longcat.nodes.terminal.demo_lessons import BorderEdit, MovesUp
 from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.tests.twins.showcase import make_pictures, thumbnail
 from PIL import Image

@@ -4,12 +4,12 @@ import copy
 import json
 
 import pytest
-from comfyui_longcat.nodes.graph.catalogue import longcat_image_edit_sample, longcat_image_edit_train, node_classes
+from comfyui_longcat.nodes.graph.catalogue import longcat_image_edit_sample, longcat_image_edit_train
 from comfyui_longcat.nodes.graph.check import check_shape, find_faults
+from comfyui_longcat.nodes.graph.core_nodes import draw_missing_samples, node_classes
 from comfyui_longcat.nodes.graph.description import to_api
 from comfyui_longcat.nodes.graph.override import apply_settings
 from comfyui_longcat.nodes.graph.runner import read_graph, run_graph
-from comfyui_longcat.nodes.graph.samples import draw_missing_samples
 from comfyui_longcat.nodes.graph.ui import to_ui
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import TerminalHost

@@ -125,8 +125,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(api, tmp_path):
 def test_demo_in_short(tmp_path):
     import torch
     from comfyui_longcat.nodes.terminal.demo import run_demo
-    from comfyui_longcat.nodes.terminal.demo_clips import MovesUp
-    from comfyui_longcat.nodes.terminal.demo_edit import BorderEdit
+    from comfyui_longcat.nodes.terminal.demo_lessons import BorderEdit, MovesUp
     from comfyui_longcat.nodes.terminal.host import TerminalHost
 
     threads, lessons = torch.get_num_threads(), (BorderEdit(steps=2, unseen=2), MovesUp(steps=2, unseen=2))

@@ -5,7 +5,8 @@ import contextlib
 
 import pytest
 from aiohttp import WSMsgType, web
-from comfyui_longcat.nodes.graph.catalogue import longcat_image_edit_sample, node_classes
+from comfyui_longcat.nodes.graph.catalogue import longcat_image_edit_sample
+from comfyui_longcat.nodes.graph.core_nodes import node_classes
 from comfyui_longcat.nodes.graph.description import to_api
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import TerminalHost

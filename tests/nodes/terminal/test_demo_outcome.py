@@ -5,9 +5,8 @@ The limits leave room below what was measured.
 
 import pytest
 import torch
-from comfyui_longcat.nodes.terminal.demo_clips import MovesUp
-from comfyui_longcat.nodes.terminal.demo_edit import BorderEdit
-from comfyui_longcat.nodes.terminal.demo_lesson import teach
+from comfyui_longcat.nodes.terminal.demo import teach
+from comfyui_longcat.nodes.terminal.demo_lessons import BorderEdit, MovesUp
 from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.training.tiny.world import COLOURS, rgb
 

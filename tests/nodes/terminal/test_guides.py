@@ -13,7 +13,8 @@ import sys
 import time
 
 import pytest
-from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS, node_classes
+from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS
+from comfyui_longcat.nodes.graph.core_nodes import node_classes
 from comfyui_longcat.nodes.graph.description import to_api
 from comfyui_longcat.nodes.graph.from_config import KEPT, NODE_OF, training_graph
 from comfyui_longcat.nodes.graph.tiny import make_tiny
