@@ -6,44 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.cache import Cache, CacheFolders
+from ..training.caches.cache import REFERENCES_FOLDER, TARGETS_FOLDER, TEXT_FOLDER, Cache, CacheFolders
 from ..training.data.records import TrainingSet
 from ..training.settings.dataset import DatasetConfig
 from ..training.weights.spec import ModelSpec
+from .examples import EXAMPLES, draw_example
 from .host import current_host
 from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, settings_fault, socket, text, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-EXAMPLE_FOLDER = "longcat-example"
-"""Drawn on first use, so that the shipped workflows run as they are."""
-
-EXAMPLE_SIDES = ("targets", "references")
-
-EXAMPLE_SIZE = 768
-"""Px; the resolution of the shipped edit workflow, so that nothing is enlarged."""
-
-EXAMPLE_CAPTIONED = "longcat-example-captioned"
-"""The same for text-to-image: pictures whose captions say what is drawn."""
-
-EXAMPLE_CAPTIONED_SIZE = 1024
-"""Px; the resolution of the shipped text-to-image workflow."""
-
-EXAMPLE_CLIPS = "longcat-example-clips"
-"""The same for video: captioned clips and their start frames."""
-
-EXAMPLE_CLIPS_SIDES = ("clips", "start-frames")
-
-EXAMPLE_CLIPS_SHAPE = {"size": 480, "frames": 93}
-"""Px and frames; those of the shipped video workflows."""
-
-EXAMPLES = (
-    *(f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES),
-    EXAMPLE_CAPTIONED,
-    *(f"{EXAMPLE_CLIPS}/{side}" for side in EXAMPLE_CLIPS_SIDES),
-)
-"""Values of instance_data_dir that need not exist yet."""
 
 # Saved workflows hold widgets by place: new ones only at the end.
 OPTIONAL_DATASET_FIELDS = (
@@ -70,8 +42,7 @@ class LongCatDataset:
     DESCRIPTION = (
         "A folder of pictures or videos. For an edit LoRA two are needed: the edited pictures with their instructions,"
         " and the reference pictures of the same names; for text-to-image and video one, with captions; videos may have"
-        " a second one of start frames. Drawn on first use: longcat-example/targets and longcat-example/references,"
-        " longcat-example-captioned, longcat-example-clips/clips and longcat-example-clips/start-frames."
+        f" a second one of start frames. Drawn on first use: {', '.join(EXAMPLES)}."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "describe"
@@ -255,8 +226,8 @@ class CacheVAELatents:
                     "Pairs from PairDatasets for an edit model; for text-to-image and video a captioned folder from"
                     " LongCatDataset, or several from LongCatJoinDatasets.",
                 ),
-                "cache_dir_vae": text("Where the targets' latents are kept." + below, "vae/targets"),
-                "reference_cache_dir_vae": text("Where the references' latents are kept." + below, "vae/references"),
+                "cache_dir_vae": text("Where the targets' latents are kept." + below, TARGETS_FOLDER),
+                "reference_cache_dir_vae": text("Where the references' latents are kept." + below, REFERENCES_FOLDER),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -304,7 +275,7 @@ class LongCatCacheText:
             "required": {
                 "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes."),
                 "cache": socket(LONGCAT_CACHE, "The cache from CacheVAELatents."),
-                "cache_dir_text": text("Where the embeddings are kept." + below, "text"),
+                "cache_dir_text": text("Where the embeddings are kept." + below, TEXT_FOLDER),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -324,35 +295,10 @@ class LongCatCacheText:
 
 
 def dataset_folder(name: str) -> Path:
+    """The folder that instance_data_dir names; an example that is not there yet is drawn."""
     roots = current_host().data_roots()
-    example = roots.bases[0] / EXAMPLE_FOLDER
-    if name in {f"{EXAMPLE_FOLDER}/{side}" for side in EXAMPLE_SIDES} and not example.exists():
-        _draw_example(example)
-    clips = roots.bases[0] / EXAMPLE_CLIPS
-    if name in {f"{EXAMPLE_CLIPS}/{side}" for side in EXAMPLE_CLIPS_SIDES} and not clips.exists():
-        _draw_example_clips(clips)
-    if name == EXAMPLE_CAPTIONED:
-        from ..training.tiny.examples import draw_example_pictures
-
-        # Other shapes than the pairs': a workflow may train on both. An existing folder stays as it is.
-        draw_example_pictures(roots.bases[0] / EXAMPLE_CAPTIONED, size=EXAMPLE_CAPTIONED_SIZE, seed=1)
+    draw_example(name, roots.bases[0])
     return roots.resolve_folder(name, "LongCatDataset.instance_data_dir")
-
-
-def _draw_example_clips(folder: Path) -> None:
-    from ..training.files import replacing_folder
-    from ..training.tiny.examples import draw_example_clips
-
-    with replacing_folder(folder) as temporary:
-        draw_example_clips(*(temporary / side for side in EXAMPLE_CLIPS_SIDES), **EXAMPLE_CLIPS_SHAPE)
-
-
-def _draw_example(folder: Path) -> None:
-    from ..training.files import replacing_folder
-    from ..training.tiny.examples import draw_example_pairs
-
-    with replacing_folder(folder) as temporary:
-        draw_example_pairs(*(temporary / side for side in EXAMPLE_SIDES), size=EXAMPLE_SIZE)
 
 
 def _cache_folder(name: str, what: str) -> Path:

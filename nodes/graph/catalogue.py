@@ -8,10 +8,22 @@ from typing import Any
 
 from ...training.settings.model import ModelConfig
 from ...training.simpletuner.read import SimpleTunerRun, read_run
+from ..examples import (
+    CAPTIONED,
+    CAPTIONED_SIZE,
+    CLIP_FRAMES,
+    CLIP_SIZE,
+    CLIPS,
+    EDIT_REFERENCES,
+    EDIT_SIZE,
+    EDIT_TARGETS,
+    START_FRAMES,
+)
+from ..lora import NO_LORA
 from .core_nodes import SAMPLE_PICTURE
 from .description import Graph
 from .from_config import TRAINING, training_graph
-from .sampling import NO_LORA, Sampling, sampling_graph
+from .sampling import Sampling, sampling_graph
 
 EXAMPLE_INSTRUCTION = "add a blue border"
 """What the drawn example pairs teach."""
@@ -37,11 +49,11 @@ EDIT_CONFIG = {
 EDIT_DATA = [
     {
         "id": "edit-images",
-        "instance_data_dir": "longcat-example/targets",
-        "resolution": 768,
+        "instance_data_dir": EDIT_TARGETS,
+        "resolution": EDIT_SIZE,
         "conditioning_data": ["ref-images"],
     },
-    {"id": "ref-images", "instance_data_dir": "longcat-example/references", "resolution": 768},
+    {"id": "ref-images", "instance_data_dir": EDIT_REFERENCES, "resolution": EDIT_SIZE},
 ]
 """SimpleTuner's LongCat-Image edit quickstart, on the drawn example."""
 
@@ -56,11 +68,11 @@ T2I_CONFIG = {
     "validation_num_inference_steps": 30,
 }
 T2I_DATA = [
-    {"id": "captioned-images", "instance_data_dir": "longcat-example-captioned", "resolution": 1024},
+    {"id": "captioned-images", "instance_data_dir": CAPTIONED, "resolution": CAPTIONED_SIZE},
     {
         "id": "plain-images",
-        "instance_data_dir": "longcat-example/references",
-        "resolution": 1024,
+        "instance_data_dir": EDIT_REFERENCES,
+        "resolution": CAPTIONED_SIZE,
         "caption_strategy": "instanceprompt",
         "instance_prompt": "a drawing of simple shapes",
     },
@@ -76,7 +88,7 @@ VIDEO_CONFIG = {
     "model_flavour": "final",
     "learning_rate": 1e-4,
     "lora_rank": 8,
-    "validation_num_video_frames": 93,
+    "validation_num_video_frames": CLIP_FRAMES,
     "validation_guidance": 4.0,
     "validation_num_inference_steps": 40,
 }
@@ -89,24 +101,20 @@ I2V_CONFIG = {
     "eval_dataset_id": "longcat-video-val",
 }
 T2V_CONFIG = {**VIDEO_CONFIG, "run_name": "longcat-t2v-lora", "validation_resolution": "832x480"}
-CLIPS = {
+VIDEO_CLIPS = {
     "dataset_type": "video",
-    "instance_data_dir": "longcat-example-clips/clips",
+    "instance_data_dir": CLIPS,
     "caption_strategy": "textfile",
-    "resolution": 480,
+    "resolution": CLIP_SIZE,
 }
-START_FRAMES = {
-    "dataset_type": "conditioning",
-    "instance_data_dir": "longcat-example-clips/start-frames",
-    "resolution": 480,
-}
+VIDEO_STARTS = {"dataset_type": "conditioning", "instance_data_dir": START_FRAMES, "resolution": CLIP_SIZE}
 I2V_DATA = [
-    {"id": "longcat-video-train", **CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-cond"]},
-    {"id": "longcat-video-cond", **START_FRAMES},
-    {"id": "longcat-video-val", **CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-val-cond"]},
-    {"id": "longcat-video-val-cond", **START_FRAMES},
+    {"id": "longcat-video-train", **VIDEO_CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-cond"]},
+    {"id": "longcat-video-cond", **VIDEO_STARTS},
+    {"id": "longcat-video-val", **VIDEO_CLIPS, "is_i2v": True, "conditioning_data": ["longcat-video-val-cond"]},
+    {"id": "longcat-video-val-cond", **VIDEO_STARTS},
 ]
-T2V_DATA = [{"id": "longcat-video-train", **CLIPS}]
+T2V_DATA = [{"id": "longcat-video-train", **VIDEO_CLIPS}]
 """SimpleTuner's LongCat-Video image-to-video quickstart, on the drawn example; and without start frames."""
 
 
@@ -180,7 +188,7 @@ def _video_sample(name: str, picture: str | None, filename_prefix: str) -> Graph
         picture=picture,
         width=832,
         height=480,
-        num_frames=93,
+        num_frames=CLIP_FRAMES,
         num_inference_steps=40,
         guidance_scale=4.0,
         filename_prefix=filename_prefix,

@@ -10,8 +10,6 @@ from ...training.settings.model import ModelConfig
 from .description import Graph, Group, Link
 from .from_config import BLUE, GREEN, PICTURE, PURPLE, widget_values
 
-NO_LORA = "none"
-
 SAMPLERS = ("LongCatSampleT2I", "LongCatSampleEdit", "LongCatSampleT2V", "SampleI2V")
 """The nodes that sample; such a graph has one for each `Sampling`."""
 

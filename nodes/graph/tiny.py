@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ...training.errors import LongCatError
 from ...training.settings.model import ModelConfig
 from ...training.settings.run import TrainConfig
+from ..lora import NO_LORA
 from .core_nodes import node_classes
 from .signature import is_link, signature_of
 
@@ -62,8 +63,8 @@ EXACTLY: dict[tuple[str, str], Any] = {
     ("LoadLongCat", "vae_file"): "auto",
     ("LoadLongCat", "text_encoder_file"): "auto",
     # A LoRA of the real model fits no module of the twin.
-    ("LongCatLoadLoRA", "lora_name"): "none",
-    ("LongCatConvertLoRA", "lora_name"): "none",
+    ("LongCatLoadLoRA", "lora_name"): NO_LORA,
+    ("LongCatConvertLoRA", "lora_name"): NO_LORA,
     ("LongCatDataset", "resolution"): str(TINY_SIDE),
     ("LongCatDataset", "resolution_type"): "pixel_area",
     ("LongCatValidation", "validation_resolution"): f"{TINY_SIDE}x{TINY_SIDE}",

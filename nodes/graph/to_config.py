@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ...training.caches.cache import REFERENCES_FOLDER
 from ...training.errors import ConfigError
 from ...training.settings.dataset import DatasetConfig
 from ...training.settings.model import ModelConfig
 from ...training.settings.run import TrainConfig, TrainingOptions
 from ...training.settings.validation import ValidationConfig
-from ...training.simpletuner.datasets import OWN_TO_VIDEOS, REFERENCES_CACHE, SimpleTunerDataset
+from ...training.simpletuner.datasets import OWN_TO_VIDEOS, SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_run
 from .check import check_shape, convert, label
 from .core_nodes import node_classes
@@ -101,7 +102,7 @@ class _Reader:
         folders = {name: self.value(latents, name) for name in ("cache_dir_vae", "reference_cache_dir_vae")}
         sets = self.sets(latents, "pairs")
         if all(references is None for _, references in sets):
-            folders["reference_cache_dir_vae"] = REFERENCES_CACHE
+            folders["reference_cache_dir_vae"] = REFERENCES_FOLDER
         read = tuple(
             SimpleTunerDataset(targets=targets, references=references, **folders) for targets, references in sets
         )

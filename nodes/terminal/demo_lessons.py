@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...training.settings.model import ModelConfig
-from ..data import EXAMPLE_CLIPS, EXAMPLE_CLIPS_SIDES, EXAMPLE_FOLDER, EXAMPLE_SIDES
+from ..examples import CLIPS, EDIT_REFERENCES, EDIT_TARGETS, START_FRAMES
 from ..graph.catalogue import longcat_image_edit_train, longcat_video_i2v_train
 from ..graph.sampling import Sampling
 from ..graph.tiny import TINY_FRAMES, TINY_SIDE
@@ -50,7 +50,7 @@ class BorderEdit:
     def draw(self, input_dir: Path) -> None:
         from ...training.tiny.examples import draw_example_pairs
 
-        draw_example_pairs(*(input_dir / EXAMPLE_FOLDER / side for side in EXAMPLE_SIDES), size=TINY_SIDE)
+        draw_example_pairs(input_dir / EDIT_TARGETS, input_dir / EDIT_REFERENCES, size=TINY_SIDE)
         (input_dir / UNSEEN_PICTURES).mkdir(exist_ok=True)
         for name, reference, _, _ in self.pairs:
             reference.save(input_dir / UNSEEN_PICTURES / f"{name}.png")
@@ -136,7 +136,7 @@ class MovesUp:
     def draw(self, input_dir: Path) -> None:
         from ...training.tiny.examples import draw_example_clips
 
-        folders = (input_dir / EXAMPLE_CLIPS / side for side in EXAMPLE_CLIPS_SIDES)
+        folders = (input_dir / CLIPS, input_dir / START_FRAMES)
         draw_example_clips(*folders, size=TINY_SIDE, frames=TINY_FRAMES, directions=(DIRECTION,))
         (input_dir / UNSEEN_STARTS).mkdir(exist_ok=True)
         for name, frames, _ in self._clips:

@@ -11,7 +11,7 @@ from ...training.errors import ConfigError
 from ...training.files import read_json, write_json
 from ...training.simpletuner.read import DATA_FILE, SimpleTunerRun, check_trainable, read_files
 from ...training.simpletuner.write import write_run
-from ..data import EXAMPLES as DRAWN_EXAMPLES
+from .. import examples
 from ..graph.core_nodes import node_classes
 from ..graph.description import to_api
 from ..graph.from_config import training_graph
@@ -54,7 +54,7 @@ def check_folders(run: SimpleTunerRun, host: TerminalHost) -> None:
     """Raises PathError for a dataset whose folder is not there; the drawn example comes into being when it is read."""
     for each in (*run.sets, *run.eval_sets):
         for dataset in (each.targets, each.references):
-            if dataset is not None and dataset.instance_data_dir not in DRAWN_EXAMPLES:
+            if dataset is not None and dataset.instance_data_dir not in examples.EXAMPLES:
                 host.data_roots().resolve_folder(
                     dataset.instance_data_dir, f"dataset {dataset.id!r}: instance_data_dir"
                 )

@@ -20,9 +20,10 @@ from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_
 from ..graph.core_nodes import SAMPLE_PICTURE, draw_sample, input_picture, node_classes
 from ..graph.description import to_api
 from ..graph.override import apply_settings
-from ..graph.sampling import NO_LORA, Sampling, sampling_graph
+from ..graph.sampling import Sampling, sampling_graph
 from ..graph.tiny import make_tiny, tiny_run_name
 from ..host import use_host
+from ..lora import NO_LORA
 from .host import StopFlag, TerminalHost, say
 from .train import show_notes
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from comfyui_longcat.nodes.graph.core_nodes import node_classes
 from comfyui_longcat.nodes.graph.description import to_api
-from comfyui_longcat.nodes.graph.sampling import NO_LORA, Sampling, sampling_graph
+from comfyui_longcat.nodes.graph.sampling import Sampling, sampling_graph
+from comfyui_longcat.nodes.lora import NO_LORA
 from comfyui_longcat.training.data.media import read_image, to_pixels
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.tiny.captions import picture_captions

@@ -3,20 +3,14 @@
 import shutil
 
 import pytest
-from comfyui_longcat.nodes.data import (
-    EXAMPLE_CAPTIONED,
-    EXAMPLE_CLIPS,
-    CacheVAELatents,
-    LongCatDataset,
-    LongCatJoinDatasets,
-    PairDatasets,
-)
+from comfyui_longcat.nodes import examples
+from comfyui_longcat.nodes.data import CacheVAELatents, LongCatDataset, LongCatJoinDatasets, PairDatasets
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.training.errors import ConfigError, DataError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 
 CAPTIONED = {"dataset_type": "image", "caption_strategy": "textfile", "resolution": "64"}
-TARGETS, REFERENCES = "longcat-example/targets", "longcat-example/references"
+TARGETS, REFERENCES = examples.EDIT_TARGETS, examples.EDIT_REFERENCES
 
 
 def dataset(folder=TARGETS, id="mine", kind="image", captions="textfile", resolution="64", **settings):
@@ -80,10 +74,10 @@ def test_one_captioned_folder_has_its_contact_sheet(module_host):
 
 
 def test_the_captioned_example_is_drawn_on_first_use(module_host):
-    dataset, _, report = LongCatJoinDatasets().join(LongCatDataset().describe(EXAMPLE_CAPTIONED, "a", **CAPTIONED)[0])
+    dataset, _, report = LongCatJoinDatasets().join(LongCatDataset().describe(examples.CAPTIONED, "a", **CAPTIONED)[0])
     assert report.startswith("12 pictures") and all(" background" in r.caption for r in dataset.records[:2])
     (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").write_text("mine", encoding="utf-8")
-    LongCatDataset().describe(EXAMPLE_CAPTIONED, "a", **CAPTIONED)
+    LongCatDataset().describe(examples.CAPTIONED, "a", **CAPTIONED)
     assert (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").is_file()
 
 
@@ -119,7 +113,7 @@ def test_data_of_the_other_kind_is_refused_at_once(module_host, flavour, words):
 
 
 def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
-    clips, starts = f"{EXAMPLE_CLIPS}/clips", f"{EXAMPLE_CLIPS}/start-frames"
+    clips, starts = examples.CLIPS, examples.START_FRAMES
     videos = dataset(clips, kind="video", num_frames=9)
     paired, sheet, report = PairDatasets().pair(videos, dataset(starts, "starts", "conditioning", "none"))
     assert [record.shape for record in paired.records] == [(64, 64, 9)] * 12
@@ -137,7 +131,7 @@ def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
 
 
 def test_missing_start_frames_stop_before_a_model_is_loaded(module_host):
-    clips, starts = f"{EXAMPLE_CLIPS}/clips", f"{EXAMPLE_CLIPS}/start-frames"
+    clips, starts = examples.CLIPS, examples.START_FRAMES
     partly = module_host.home / "input" / "partly"
     shutil.copytree(dataset(starts).instance_data_dir, partly)
     gone = sorted(partly.iterdir())[2]

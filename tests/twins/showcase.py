@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfyui_longcat.nodes.graph.sampling import NO_LORA, Sampling, sampling_graph
+from comfyui_longcat.nodes.graph.sampling import Sampling, sampling_graph
 from comfyui_longcat.nodes.graph.tiny import TINY_FRAMES, TINY_SIDE
 from comfyui_longcat.nodes.images import one_picture
+from comfyui_longcat.nodes.lora import NO_LORA
 from comfyui_longcat.nodes.terminal.demo import one_thread, run_sampling, teach
 from comfyui_longcat.nodes.terminal.demo_lessons import SHOWN_FRAMES, BorderEdit, MovesUp, frames_of
 from comfyui_longcat.nodes.terminal.generate import ROOT

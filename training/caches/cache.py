@@ -8,6 +8,9 @@ from pathlib import Path
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..files import sha256_of_json
 
+TARGETS_FOLDER, REFERENCES_FOLDER, TEXT_FOLDER = "vae/targets", "vae/references", "text"
+"""Defaults, relative to the host's cache folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachedRecord:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..caches.cache import REFERENCES_FOLDER, TARGETS_FOLDER
 from ..errors import ConfigError
 from ..settings.dataset import DatasetConfig
 from .keys import CLIP_FIELDS, CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS
@@ -13,9 +14,6 @@ from .values import Faults, build, field_values, fill_placeholders, means, neare
 
 CACHE_ONLY = ("text_embeds", "image_embeds", "conditioning_image_embeds")
 """Dataset types of SimpleTuner that only say where a cache lies."""
-
-TARGETS_CACHE, REFERENCES_CACHE = "vae/targets", "vae/references"
-"""The cache nodes' own defaults."""
 
 OWN_TO_TARGETS = ("caption_strategy", "instance_prompt")
 """Keys of config.json that are not meant for reference pictures: their captions would replace the instructions."""
@@ -34,8 +32,8 @@ class SimpleTunerDataset:
 
     targets: DatasetConfig
     references: DatasetConfig | None = None
-    cache_dir_vae: str = TARGETS_CACHE
-    reference_cache_dir_vae: str = REFERENCES_CACHE
+    cache_dir_vae: str = TARGETS_FOLDER
+    reference_cache_dir_vae: str = REFERENCES_FOLDER
 
 
 def read_sets(
@@ -241,9 +239,9 @@ def _cached_together(sets: Sequence[SimpleTunerDataset], notes: list[str]) -> tu
         return ()
     folders = {"cache_dir_vae": sets[0].cache_dir_vae}
     of_references = [each.reference_cache_dir_vae for each in sets if each.references is not None]
-    folders["reference_cache_dir_vae"] = next(iter(of_references), REFERENCES_CACHE)
+    folders["reference_cache_dir_vae"] = next(iter(of_references), REFERENCES_FOLDER)
     for each in sets[1:]:
-        if each.cache_dir_vae not in (sets[0].cache_dir_vae, TARGETS_CACHE):
+        if each.cache_dir_vae not in (sets[0].cache_dir_vae, TARGETS_FOLDER):
             notes.append(
                 f"dataset {each.targets.id!r}, cache_dir_vae: datasets of one run share the first one's,"
                 f" {sets[0].cache_dir_vae}."

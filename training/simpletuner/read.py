@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..caches.cache import TEXT_FOLDER
 from ..errors import ConfigError
 from ..files import read_json
 from ..loop.check import check_steps
@@ -143,7 +144,7 @@ def read_run(
         train=train,
         sets=sets,
         eval_sets=eval_sets,
-        cache_dir_text=values.get("cache_dir_text") or text_cache or "text",
+        cache_dir_text=values.get("cache_dir_text") or text_cache or TEXT_FOLDER,
         runs_dir=runs_dir,
         notes=tuple(notes),
         config=dict(config),
