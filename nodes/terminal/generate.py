@@ -1,6 +1,6 @@
 """`make workflows`: writes the files that are made from the code.
 
-These are the shipped workflows and docs/configuration.md.
+These are the shipped workflows, docs/configuration.md, and in the help pages the lists of inputs and outputs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...training.files import replacing
+from .. import NODES
 from ..graph.catalogue import WORKFLOWS
 from ..graph.core_nodes import node_classes
 from ..graph.description import to_api
+from ..graph.help_page import help_page
 from ..graph.key_table import configuration_page
 from ..graph.ui import to_ui
 from ..host import use_host
@@ -31,6 +33,10 @@ def generated_files() -> dict[Path, str]:
             graph, classes = build(), node_classes()
             files[Path(f"workflows/{name}.json")] = _json(to_ui(graph, classes))
             files[Path(f"workflows/api/{name}.json")] = _json(to_api(graph, classes))
+        for node_id, node_class in NODES.items():
+            path = Path(f"js/docs/{node_id}.md")
+            written = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+            files[path] = help_page(written, node_class)
     return files
 
 
