@@ -95,7 +95,7 @@ VIDEO_CONFIG = {
 I2V_CONFIG = {
     **VIDEO_CONFIG,
     "run_name": "longcat-i2v-lora",
-    # The guide's; the start frame's own orientation decides which side is the width.
+    # As in the quickstart; the start frame's own orientation decides which side is the width.
     "validation_resolution": "480x832",
     "validation_using_datasets": True,
     "eval_dataset_id": "longcat-video-val",

@@ -1,8 +1,7 @@
-"""Every fault of an API graph, found before anything runs."""
+"""The faults of an API graph, found before anything runs."""
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import inspect
 import math
@@ -10,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...training.errors import ConfigError
+from ...training.simpletuner.values import nearest
 from .signature import InputSpec, Signature, is_link, signature_of, types_match
 
-GIVERS = {
+MADE_BY = {
     "LONGCAT_MODEL": "LoadLongCat or LongCatLoadLoRA",
     "LONGCAT_DATASET": "LongCatDataset",
     "LONGCAT_PAIRS": "PairDatasets",
@@ -22,7 +22,7 @@ GIVERS = {
     "CONDITIONING": "LongCatEncodePrompt or EncodeEditPrompt",
     "VIDEO": "CreateVideo",
 }
-"""Which node gives what, for messages about inputs that are not wired."""
+"""Type -> the nodes that make it, for messages about inputs that are not linked."""
 
 
 def label(node_id: str, node: Mapping[str, Any]) -> str:
@@ -36,7 +36,7 @@ def check_shape(graph: Any, where: str) -> None:
     """Refuses anything that is no graph in API format.
 
     Raises:
-        ConfigError: says what it is instead.
+        ConfigError: it is something else; the message says what.
     """
     if isinstance(graph, Mapping) and isinstance(graph.get("nodes"), list):
         raise ConfigError(
@@ -59,9 +59,9 @@ def check_shape(graph: Any, where: str) -> None:
 
 
 def find_faults(graph: Mapping[str, Any], classes: Mapping[str, type]) -> list[str]:
-    """One sentence a fault, each naming node, input, what is allowed and what to do; empty when the graph can run."""
+    """One sentence per fault, with node, input, what is allowed and what to do; empty if the graph can run."""
     faults = [
-        f"{label(node_id, node)}: there is no such node here{_nearest(node['class_type'], classes)}. The terminal runs"
+        f"{label(node_id, node)}: there is no such node here{nearest(node['class_type'], classes)}. The terminal runs"
         " this pack's nodes, LoadImage, SaveImage, PreviewImage, CreateVideo and SaveVideo; for others use --server."
         for node_id, node in graph.items()
         if node["class_type"] not in classes
@@ -73,35 +73,35 @@ def find_faults(graph: Mapping[str, Any], classes: Mapping[str, type]) -> list[s
         signature = signatures[node["class_type"]]
         own_check = _own_check_inputs(classes[node["class_type"]])
         of_inputs = _input_faults(node, signature, graph, signatures, own_check)
-        # As in core: a class is asked about its values only when each has the right type.
+        # As in core: a class checks its values only if each has the right type.
         of_class = [] if of_inputs else _own_check_fault(classes[node["class_type"]], node)
         faults += [f"{where}: {fault}" for fault in (*of_inputs, *of_class)]
     if not any(getattr(classes[node["class_type"]], "OUTPUT_NODE", False) for node in known.values()):
-        faults.append("no node gives a result: add TrainLoRA, SaveImage or PreviewImage.")
+        faults.append("no node makes a result: add TrainLoRA, SaveImage or PreviewImage.")
     try:
         running_order(graph)
     except graphlib.CycleError as error:
-        faults.append(f"nodes {' -> '.join(error.args[1])} wait for each other: cut one of these links.")
+        faults.append(f"nodes {' -> '.join(error.args[1])} form a circle: remove one of these links.")
     return faults
 
 
-def mended(graph: Mapping[str, Any], classes: Mapping[str, type]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of `graph` with the default in place of each faulty widget's value, and one sentence for each.
+def repaired(graph: Mapping[str, Any], classes: Mapping[str, type]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of `graph` in which each faulty widget has its default, and one sentence per fault.
 
     Other faults (links, unknown nodes) stay: `find_faults` names them.
     """
     faults: list[str] = []
-    whole: dict[str, Any] = {}
+    copy: dict[str, Any] = {}
     for node_id, node in graph.items():
-        whole[node_id] = {**node, "inputs": dict(node["inputs"])}
+        copy[node_id] = {**node, "inputs": dict(node["inputs"])}
         if node["class_type"] in classes:
-            found = _mend(whole[node_id]["inputs"], node, classes[node["class_type"]])
+            found = _repair(copy[node_id]["inputs"], node, classes[node["class_type"]])
             faults += [f"{label(node_id, node)}: {fault}" for fault in found]
-    return whole, faults
+    return copy, faults
 
 
-def _mend(inputs: dict[str, Any], node: Mapping[str, Any], node_class: type) -> list[str]:
-    """What was wrong with the widgets' values in `inputs`, which are mended."""
+def _repair(inputs: dict[str, Any], node: Mapping[str, Any], node_class: type) -> list[str]:
+    """Puts defaults in place of faulty values in `inputs`; returns the faults."""
     own_check = _own_check_inputs(node_class)
     faults = []
     for spec in signature_of(node_class).inputs:
@@ -186,7 +186,7 @@ def _input_faults(
 ) -> list[str]:
     names = [spec.name for spec in signature.inputs]
     faults = [
-        f"has no input {name}{_nearest(name, names)}; its inputs are {', '.join(names)}."
+        f"has no input {name}{nearest(name, names)}; its inputs are {', '.join(names)}."
         for name in node["inputs"]
         if name not in names
     ]
@@ -220,7 +220,7 @@ def _link_fault(
     if not types_match(source.outputs[slot].type, spec.type):
         sent = source.outputs[slot]
         return (
-            f"is of type {spec.type}, but {label(source_id, graph[source_id])} gives {sent.type} there ({sent.name});"
+            f"is of type {spec.type}, but {label(source_id, graph[source_id])} sends {sent.type} ({sent.name});"
             f" {_remedy(spec)}."
         )
     return None
@@ -235,7 +235,7 @@ def _value_fault(spec: InputSpec, value: Any, own_check: set[str]) -> str | None
         return None
     if spec.choices is not None and converted not in spec.choices:
         choices = ", ".join(str(choice) for choice in spec.choices)
-        return f"is {value!r}{_nearest(str(value), map(str, spec.choices))}; it must be one of {choices}."
+        return f"is {value!r}{nearest(str(value), map(str, spec.choices))}; it must be one of {choices}."
     if spec.type in ("INT", "FLOAT"):
         low, high = spec.options.get("min", -math.inf), spec.options.get("max", math.inf)
         if not low <= converted <= high:
@@ -267,10 +267,5 @@ def _own_check_fault(node_class: type, node: Mapping[str, Any]) -> list[str]:
 
 
 def _remedy(spec: InputSpec) -> str:
-    giver = GIVERS.get(spec.type)
-    return f"link a {spec.type} to it" + (f" (from {giver})" if giver else "")
-
-
-def _nearest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    maker = MADE_BY.get(spec.type)
+    return f"link a {spec.type} to it" + (f" (from {maker})" if maker else "")

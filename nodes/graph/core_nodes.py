@@ -41,7 +41,7 @@ def _folders() -> Folders:
 
 
 def input_picture(folders: Folders, name: str) -> Path:
-    """The file that a LoadImage value names: `name`, `name [input]`, `name [output]`, or a path.
+    """The file of a LoadImage value: `name`, `name [input]`, `name [output]`, or a path.
 
     Raises:
         PathError: there is no such file.
@@ -74,7 +74,7 @@ def draw_missing_samples(graph: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_sample(path: Path) -> None:
-    """The picture that the shipped prompts speak of; the tiny twins know its like."""
+    """The picture that the shipped prompts describe; the tiny twins know pictures like it."""
     import torch
 
     from ...training.tiny.world import Look, draw, pictures, place_scenes
@@ -141,7 +141,7 @@ class SaveImage:
 
 
 class PreviewImage:
-    """Writes pictures into the output folder's `previews`: a terminal has no canvas to show them on."""
+    """Writes pictures into the output folder's `previews`: a terminal cannot show them."""
 
     CATEGORY = "image"
     FUNCTION = "save_images"
@@ -161,7 +161,7 @@ class PreviewImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """What travels as VIDEO: the frames and what to make of them."""
+    """The value of a VIDEO link."""
 
     images: Tensor
     """[F, H, W, 3], 0..1"""
@@ -190,7 +190,7 @@ class CreateVideo:
         }
 
     def create(self, images: Tensor, fps: float, audio: None = None, bit_depth: int = 8) -> tuple[Video]:
-        """images: [F, H, W, 3], 0..1; no node here gives AUDIO"""
+        """images: [F, H, W, 3], 0..1; no node here makes AUDIO"""
         return (Video(images=images, frame_rate=Fraction(fps), bit_depth=bit_depth),)
 
 
@@ -233,7 +233,7 @@ def write_pictures(images: Tensor, prefix: str) -> list[Path]:
     """Writes `images` [B, H, W, 3] (0..1) below the output folder under the next free numbers.
 
     Raises:
-        PathError: `prefix` leads out of the output folder.
+        PathError: `prefix` points outside the output folder.
         OSError: the disk is full or the folder cannot be written.
     """
     from PIL import Image
@@ -251,7 +251,7 @@ def write_video(video: Video, prefix: str) -> Path:
 
     Raises:
         ConfigError: a side is odd, which H.264's halved colour planes cannot have.
-        PathError: `prefix` leads out of the output folder.
+        PathError: `prefix` points outside the output folder.
         OSError: the disk is full or the folder cannot be written.
     """
     import av
@@ -277,7 +277,7 @@ def _next_file(prefix: str, suffix: str) -> Iterator[tuple[Path, Path]]:
     root = folders.output_dir().resolve()
     target = (root / prefix).resolve()
     if not target.is_relative_to(root) or target == root:
-        raise PathError(f"filename_prefix is {prefix!r}, which leads out of {root}. Use a name or a subfolder of it.")
+        raise PathError(f"filename_prefix is {prefix!r}, which is outside {root}. Use a name or a subfolder of it.")
     path = target.with_name(f"{target.name}_{_next_number(target, suffix):05d}_{suffix}")
     with replacing(path) as temporary:
         yield path, temporary
@@ -291,7 +291,7 @@ def _next_number(target: Path, suffix: str) -> int:
 
 
 def _levels(image: Tensor, most: int) -> Any:
-    """[H, W, 3], 0..1 -> whole numbers up to `most`; cut off, not rounded: as core writes them."""
+    """[H, W, 3], 0..1 -> whole numbers up to `most`; rounded down, as core does."""
     import numpy
 
     levels = (image.float().clamp(0, 1) * most).cpu().numpy()

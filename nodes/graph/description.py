@@ -19,7 +19,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A titled frame around nodes. Frames of one lane stand below each other, lanes from left to right."""
+    """A titled frame around nodes. Frames of one lane are below each other, lanes go from left to right."""
 
     title: str
     lane: int
@@ -48,7 +48,7 @@ class Graph:
     name: str
     nodes: list[Node] = field(default_factory=list)
     kept: Mapping[str, Any] = field(default_factory=dict)
-    """Data of ours that both formats carry along: what an imported configuration said."""
+    """Extra data that both formats keep: the files of an imported configuration."""
 
     def add(
         self, group: Group, class_type: str, inputs: Mapping[str, Any], title: str = "", picture_height: int = 0
@@ -104,7 +104,7 @@ def to_api(graph: Graph, node_classes: Mapping[str, type]) -> dict[str, Any]:
             "inputs": {
                 name: api_value(value) for name, value in complete_inputs(node, signatures[node.class_type]).items()
             },
-            # The API format has no place of its own for data of ours: the node that trains carries it.
+            # The API format has no place for extra data: the node that trains carries it.
             "_meta": {"title": node.title, **(graph.kept if node.class_type == "TrainLoRA" else {})},
         }
         for node in graph.nodes

@@ -1,4 +1,4 @@
-"""A run as SimpleTuner's files describe it -> the training graph; imported and shipped workflows are made alike."""
+"""A run as SimpleTuner's files describe it -> the training graph; imported and shipped workflows come from here."""
 
 from __future__ import annotations
 

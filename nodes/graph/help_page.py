@@ -14,7 +14,7 @@ UNBOUNDED = 1e9
 
 
 def help_page(written: str, node_class: type) -> str:
-    """The page with everything below its marker written again; `written` is what stands there now, or ""."""
+    """The page with everything below its marker written again; `written` is the page as it is now, or ""."""
     text, marker, _ = (written or f"# {node_class.DISPLAY_NAME}\n\n{node_class.DESCRIPTION}\n").partition(MARKER)
     signature = signature_of(node_class)
     inputs = [f"- **{spec.name}** ({_facts(spec)}): {_plain(spec.options['tooltip'])}" for spec in signature.inputs]

@@ -28,7 +28,7 @@ PLACES = {
     "ramtorch": "LoadLongCat.enable_group_offload",
     "video": "widgets of LongCatDataset",
 }
-"""Where keys are that are no widget of their own."""
+"""Where to find keys that are not a widget of the same name."""
 
 TEXT = """# Configuration
 
@@ -62,8 +62,8 @@ with a warning.
 
 ### Section video
 
-What a dataset of `dataset_type` video says about its clips: `"video": {{"num_frames": 93}}`. The same keys may stand
-beside it.
+The clips of a dataset of `dataset_type` video: `"video": {{"num_frames": 93}}`. The same keys may also be in the
+dataset itself.
 
 {video}
 """
@@ -73,7 +73,7 @@ def configuration_page() -> str:
     """The text of docs/configuration.md."""
     own = {name: key for name, key in CONFIG_KEYS.items() if key.owner is not DatasetConfig}
     shared = ", ".join(f"`{name}`" for name in CONFIG_KEYS if name not in own)
-    config = f"{_table(own)}\n\nFor all datasets that do not say otherwise: {shared}; see below."
+    config = f"{_table(own)}\n\nFor all datasets that do not set them: {shared}; see below."
     return TEXT.format(config=config, data=_table(DATA_KEYS), video=_table(VIDEO_KEYS))
 
 

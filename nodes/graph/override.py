@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...training.errors import ConfigError
 from ...training.files import parse_json
+from ...training.simpletuner.values import nearest
 from .signature import is_link, signature_of
 
 
@@ -46,9 +46,11 @@ def _find_node(graph: Mapping[str, Any], name: str) -> str:
             return found[0]
         if found:
             ids = ", ".join(f"{i} ({graph[i].get('_meta', {}).get('title', graph[i]['class_type'])})" for i in found)
-            raise ConfigError(f"--set names the node {name!r}, but {len(found)} nodes are called so: {ids}. Use an id.")
+            raise ConfigError(
+                f"--set names the node {name!r}, but {len(found)} nodes have this name: {ids}. Use an id."
+            )
     known = [*graph, *_kinds(graph).values(), *(node.get("_meta", {}).get("title", "") for node in graph.values())]
-    raise ConfigError(f"--set names the node {name!r}, which this workflow does not have{_nearest(name, known)}.")
+    raise ConfigError(f"--set names the node {name!r}, which this workflow does not have{nearest(name, known)}.")
 
 
 def _kinds(graph: Mapping[str, Any]) -> dict[str, str]:
@@ -61,7 +63,7 @@ def _find_input(node: Mapping[str, Any], name: str, classes: Mapping[str, type])
         known = [spec.name for spec in signature_of(classes[node["class_type"]]).inputs]
     if name not in known:
         raise ConfigError(
-            f"--set names the input {name!r}, which {node['class_type']} does not have{_nearest(name, known)}; its"
+            f"--set names the input {name!r}, which {node['class_type']} does not have{nearest(name, known)}; its"
             f" inputs are {', '.join(known)}."
         )
     return name
@@ -72,8 +74,3 @@ def _parsed(text: str) -> Any:
         return parse_json(text, "--set", ConfigError, "", kind=object)
     except ConfigError:
         return text
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""

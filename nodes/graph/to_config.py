@@ -29,7 +29,7 @@ def run_of_workflow(workflow: Mapping[str, Any], where: str) -> SimpleTunerRun:
     """The run of a workflow's TrainLoRA, with the configuration that the workflow was imported from, if it was.
 
     Raises:
-        ConfigError: no workflow, not exactly one TrainLoRA, or wired in a way that a configuration cannot say.
+        ConfigError: no workflow, not exactly one TrainLoRA, or linked in a way that a configuration cannot express.
     """
     kept: Mapping[str, Any] = {}
     if isinstance(workflow, Mapping) and isinstance(workflow.get("nodes"), list):
@@ -122,7 +122,7 @@ class _Reader:
         return [(self.dataset(source), None)]
 
     def dataset(self, node_id: str) -> DatasetConfig:
-        """Widgets about clips say nothing about pictures."""
+        """Pictures ignore the widgets about clips."""
         found = self.config(DatasetConfig, node_id)
         if found.dataset_type == "video":
             return found
@@ -141,7 +141,7 @@ class _Reader:
             found = label(link[0], source) if source is not None else "nothing"
             raise ConfigError(
                 f"{self.where}: input {name} of {label(node_id, self.graph[node_id])} comes from {found}; a"
-                f" configuration can only say {' or '.join(kinds)}. Wire it so for the export."
+                f" configuration can only express {' or '.join(kinds)}. Link one of these for the export."
             )
         return link[0]
 
@@ -151,7 +151,7 @@ class _Reader:
         spec = signature_of(self.classes[node["class_type"]]).input(name)
         value = node["inputs"].get(name, spec.default)
         if is_link(value):
-            raise ConfigError(f"{self.where}: input {name} of {label(node_id, node)} is linked; give it a value.")
+            raise ConfigError(f"{self.where}: input {name} of {label(node_id, node)} is linked; set a value.")
         try:
             return convert(spec, value)
         except ConfigError as error:

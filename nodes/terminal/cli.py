@@ -1,4 +1,4 @@
-"""`longcat`: train, validate, run a workflow, convert configurations, see the demo, look at the installation."""
+"""`longcat`: train, validate, rehearse, run a workflow, convert configurations, demo, check the installation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
-TINY = "try it out in seconds: tiny model, small sizes, few steps"
+TINY = "try it in seconds: tiny model, small sizes, few steps"
 
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao", "diffusers.models.modeling_utils")
-"""They warn of parts that are not used here, in words that nobody can act on. Errors still show."""
+"""They warn about parts that are not used here. Errors still show."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.keys = read_flags(words)
             return args.command(args, stop)
     except StoppedByUserError as error:
-        _complain(f"{error}\nEverything that was finished is saved; the same command goes on from there.")
+        _complain(f"{error}\nEverything that was finished is saved; the same command continues from there.")
         return EXIT_STOPPED
     except (LongCatError, OSError) as error:
         if args.debug:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _add_guide_commands(commands, [common, home])
+    _add_config_commands(commands, [common, home])
     run = commands.add_parser("run", parents=[common, home], help="run a workflow in API format")
     run.add_argument("workflow", type=Path, help="e.g. workflows/api/longcat_image_edit_train.json")
     run.add_argument("--tiny", action="store_true", help=TINY)
@@ -85,25 +85,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
-    rehearse = commands.add_parser("rehearse", parents=[common, home], help="try a training out before a night of it")
+    rehearse = commands.add_parser(
+        "rehearse", parents=[common, home], help="try a training in about a minute before the real one"
+    )
     rehearse.add_argument("workflow", type=Path, help="a workflow, saved or in API format, or a config.json")
-    rehearse.add_argument("--set", action="append", default=[], metavar="NODE.input=value", help="as of run")
+    rehearse.add_argument("--set", action="append", default=[], metavar="NODE.input=value", help="as in longcat run")
     rehearse.set_defaults(command=_rehearse)
 
-    demo = commands.add_parser("demo", parents=[common], help="teach a tiny model an edit, and see before and after")
+    demo = commands.add_parser(
+        "demo", parents=[common], help="teach tiny models an edit and a movement, and show before and after"
+    )
     demo.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: ./%(default)s")
     demo.set_defaults(command=_demo)
 
-    doctor = commands.add_parser("doctor", parents=[common, home], help="look at the installation")
+    doctor = commands.add_parser("doctor", parents=[common, home], help="check the installation")
     doctor.set_defaults(command=_doctor)
     return parser
 
 
-def _add_guide_commands(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+def _add_config_commands(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Commands that take a configuration, and each of its keys as a flag."""
-    keys = "Each key of config.json is a flag too, and goes before the file: --learning_rate 1e-4."
+    keys = "Each key of config.json is a flag too, and overrides the file: --learning_rate 1e-4."
     known = {"parents": parents, "epilog": keys, "allow_abbrev": False}
-    train = commands.add_parser("train", help="train as config.json and its data file say", **known)
+    train = commands.add_parser("train", help="train with the settings of config.json and its data file", **known)
     train.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="default: %(default)s")
     train.add_argument("--tiny", action="store_true", help=TINY)
     train.set_defaults(command=_train, keys={})
@@ -123,7 +127,7 @@ def _add_guide_commands(commands: Any, parents: list[argparse.ArgumentParser]) -
     write.add_argument("workflow", type=Path, help="in UI or API format")
     write.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: named after the workflow")
     write.set_defaults(command=_export)
-    examples = actions.add_parser("examples", parents=parents, help="put the example files into ./config")
+    examples = actions.add_parser("examples", parents=parents, help="copy the example files to ./config")
     examples.set_defaults(command=_examples)
 
 
@@ -219,7 +223,7 @@ def _doctor(args: argparse.Namespace, stop: StopFlag) -> int:
 
 
 def remember_loras(outputs: dict[str, tuple], host: TerminalHost) -> None:
-    """Adds each trained LoRA to the files of the run, also one that a finished run returned at once."""
+    """Adds each trained LoRA to the files of the run, also that of a run that was finished before."""
     for lora in _trained(outputs):
         host.wrote(lora.path)
 

@@ -39,14 +39,14 @@ class Scores:
     """Means over pictures or clips that the training has not seen."""
 
     psnr: float
-    """dB, between what was sampled and what was to be drawn."""
+    """dB, between what was sampled and its target."""
     right: float
-    """Share of them in which the classifier reads what it should, 0..1."""
+    """Share of them in which the classifier finds the right thing, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taught:
-    """What came of a lesson."""
+    """Result of a lesson."""
 
     before: Scores
     """At strength 0."""
@@ -64,7 +64,7 @@ class Taught:
 
 
 class Lesson(Protocol):
-    """Something new for a tiny model, and how to see whether it was learnt.
+    """Something new for a tiny model, and how to measure whether it was learnt.
 
     What is sampled comes as IMAGEs [F, H, W, 3] in 0..1, one for each of `samples` (F is 1 for pictures).
     """
@@ -84,7 +84,7 @@ class Lesson(Protocol):
         ...
 
     def settings(self) -> Sequence[str]:
-        """Where the lesson differs from the tiny twin of the shipped workflow, as `--set` has it."""
+        """Where the lesson differs from the tiny twin of the shipped workflow, as values of `--set`."""
         ...
 
     def samples(self) -> list[Sampling]:
@@ -104,7 +104,7 @@ def run_demo(host: TerminalHost, lessons: Sequence[Lesson]) -> list[Path]:
     """Gives each lesson and shows what was measured; returns the files to look at. A second call reuses finished runs.
 
     Raises:
-        StoppedByUserError: stopped; a second call goes on.
+        StoppedByUserError: stopped; a second call continues.
         LongCatError, OSError: a stage refused, or the disk is full.
     """
     files, verdicts = [], []
@@ -135,7 +135,7 @@ def teach(lesson: Lesson, host: TerminalHost) -> Taught:
     """Trains and samples below `host.home`. A second call reuses the finished run.
 
     Raises:
-        StoppedByUserError: stopped; a second call goes on.
+        StoppedByUserError: stopped; a second call continues.
         LongCatError, OSError: a stage refused, or the disk is full.
     """
     lesson.draw(host.input_dir())
@@ -192,14 +192,14 @@ def run_sampling(graph: Graph, host: TerminalHost) -> list[Tensor]:
     """An IMAGE for each sampling node of the graph."""
     with use_host(host):
         nodes = to_api(graph, node_classes())
-    with _libraries_left_alone():
+    with _without_old_garbage():
         outputs = run_graph(nodes, host, lambda event: None, host.stop.is_set)
     return [values[0] for values in _outputs_of(nodes, outputs, SAMPLERS)]
 
 
 @contextlib.contextmanager
-def _libraries_left_alone() -> Iterator[None]:
-    """Every node collects garbage; among a million objects of imported libraries that takes longer than sampling."""
+def _without_old_garbage() -> Iterator[None]:
+    """Every node collects garbage: with all objects of the imported libraries that takes longer than sampling."""
     gc.collect()
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""The nodes' host when there is no ComfyUI: folders below one home, progress on the terminal, Ctrl-C as stop button."""
+"""The nodes' host on a terminal: folders below one home folder, progress as text, Ctrl-C to stop."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StopFlag:
             self.set()
             for kind in before:
                 signal.signal(kind, signal.SIG_DFL)
-            say("Stopping: the running step ends and is saved. Press Ctrl-C again to end at once.")
+            say("Stopping: the running step is finished and saved. Press Ctrl-C again to stop at once.")
 
         for number in before:
             signal.signal(number, stop)
@@ -82,7 +82,7 @@ class StopFlag:
 
 
 class TerminalHost:
-    """Fulfils `nodes.host.Host`, and the `Folders` that the core nodes need.
+    """Implements `nodes.host.Host`, and the `Folders` that the core nodes need.
 
     Args:
         home: input/, output/ and models/ lie below it; created when something is written.
@@ -162,12 +162,12 @@ class TerminalHost:
         return TerminalCallbacks(self)
 
     def preview(self, latents: Tensor) -> Image | None:
-        """Nobody looks at a picture here."""
+        """A terminal shows no pictures."""
         return None
 
     @contextlib.contextmanager
     def heavy_work(self) -> Iterator[None]:
-        """Normal tensors, no gradients (the trainer switches them on); memory is given back at the end."""
+        """Normal tensors, no gradients (the trainer switches them on); memory is freed at the end."""
         import torch
 
         try:
@@ -183,7 +183,7 @@ class TerminalHost:
 
 
 class Bar:
-    """One progress bar at a time on stderr; another stage takes its place. In a log file: a line now and then."""
+    """One progress bar at a time on stderr. In a log file: a line now and then."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -263,7 +263,7 @@ def step_line(report: StepReport) -> str:
 
 
 def show_node(event: NodeEvent) -> None:
-    """One line when a node begins, and the texts it gives."""
+    """One line when a node begins, and the text outputs of a node."""
     if isinstance(event, NodeReported):
         lines = event.text.splitlines()
         cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
@@ -282,7 +282,7 @@ def say(line: str) -> None:
 
 def _other_line(event: RunStarted | CheckpointSaved | WarningRaised) -> str:
     if isinstance(event, RunStarted):
-        how = f"goes on at step {event.first_step}" if event.resumed else f"starts at step {event.first_step}"
+        how = f"resumes at step {event.first_step}" if event.resumed else f"starts at step {event.first_step}"
         return f"run {event.run} {how} of {event.total_steps}: {event.folder}"
     if isinstance(event, CheckpointSaved):
         return f"checkpoint at step {event.step}: {event.folder}"

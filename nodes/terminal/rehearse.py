@@ -11,7 +11,7 @@ from ...training.errors import ConfigError, LongCatError
 from ...training.files import read_json
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ...training.weights.spec import ModelSpec
-from ..graph.check import check_shape, find_faults, label, mended, with_sources
+from ..graph.check import check_shape, find_faults, label, repaired, with_sources
 from ..graph.core_nodes import node_classes
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
@@ -41,7 +41,7 @@ def rehearsals(
     with use_host(host):
         classes = node_classes()
         graph = apply_settings(graph, settings, classes)
-        graph, faults = mended(_rehearsed(_needed_to_train(graph, path)), classes)
+        graph, faults = repaired(_rehearsed(_needed_to_train(graph, path)), classes)
         wiring = find_faults(graph, classes)
     if wiring:
         return [RehearsalReport(title=f"Rehearsal of {path}", faults=(*faults, *wiring))]

@@ -1,4 +1,4 @@
-"""Sends a workflow to a running ComfyUI and shows there what happens: POST /prompt, then its websocket."""
+"""Sends a workflow to a running ComfyUI and shows its progress: POST /prompt, then the websocket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_STOP_CHECKS = 0.2
 
 LARGEST_MESSAGE = 0
-"""No bound: previews come as binary messages of any size."""
+"""No limit: previews come as binary messages of any size."""
 
 
 class ServerError(LongCatError):
@@ -29,13 +29,13 @@ class ServerError(LongCatError):
 
 
 async def run_on_server(url: str, graph: Mapping[str, Any], host: TerminalHost) -> list[str]:
-    """Runs an API graph on the ComfyUI at `url`; returns lines that say what it made. Ctrl-C interrupts it there.
+    """Runs an API graph on the ComfyUI at `url`; returns lines about its results. Ctrl-C interrupts it there.
 
     Pictures that LoadImage names and that exist here are uploaded first; so is the sample picture.
 
     Raises:
         ServerError: see the class.
-        StoppedByUserError: interrupted, from here or there.
+        StoppedByUserError: interrupted here or on the server.
     """
     import aiohttp
 
@@ -88,7 +88,7 @@ class _Remote:
             return input_picture(self.host, name)
         except PathError:
             if name != SAMPLE_PICTURE:
-                # It may lie on the server; if not, the server says so.
+                # It may be on the server; if not, the server reports it.
                 return None
         draw_sample(folder / name)
         return folder / name
@@ -134,7 +134,7 @@ class _Remote:
             if stopping.done() and not listening.done():
                 await stopping
                 if not self.started:
-                    raise StoppedByUserError("Taken out of the server's queue.")
+                    raise StoppedByUserError("Removed from the server's queue.")
             await listening
         finally:
             self.bar.close()
@@ -148,7 +148,7 @@ class _Remote:
         await self._cancel()
 
     async def _cancel(self) -> None:
-        """Takes the prompt out of the queue, or interrupts it if it is the one that runs."""
+        """Removes the prompt from the queue, or interrupts it if it is the one that runs."""
         for route, body in (("queue", {"delete": [self.prompt_id]}), ("interrupt", {"prompt_id": self.prompt_id})):
             async with self.session.post(f"{self.base}/{route}", json=body):
                 pass
@@ -162,8 +162,8 @@ class _Remote:
                 if content.get("prompt_id") == self.prompt_id and self._on_event(kind, content):
                     return
         raise ServerError(
-            f"The connection to {self.base} ended. If the server still runs, the workflow goes on there; run the same"
-            " command again to see it through (training goes on where it is)."
+            f"The connection to {self.base} ended. If the server still runs, the workflow continues there. Run the same"
+            " command again to follow it; training resumes where it is."
         )
 
     def _read(self, message: str) -> tuple[Any, Mapping[str, Any]]:

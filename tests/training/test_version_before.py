@@ -47,7 +47,7 @@ def test_an_unfinished_run_is_gone_on_with(name, expected, same_bits, tmp_path):
     lines = make.finish(home, name)
 
     assert _states(home) == files, "something was encoded again"
-    assert f"run {expected['run']} goes on at step 3 of 5" in lines
+    assert f"run {expected['run']} resumes at step 3 of 5" in lines
     _assert_same_run(name, home, expected, same_bits)
 
 

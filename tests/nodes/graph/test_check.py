@@ -50,7 +50,7 @@ def _id_of(graph, class_type):
 
 def test_unknown_class_names_the_nearest(sampling):
     sampling[_id_of(sampling, "LoadImage")]["class_type"] = "LoadImages"
-    assert "did you mean LoadImage?" in _only_fault(sampling)
+    assert "the nearest is 'LoadImage'" in _only_fault(sampling)
 
 
 def test_missing_input_says_what_to_wire(sampling):
@@ -63,7 +63,7 @@ def test_missing_input_says_what_to_wire(sampling):
 
 def test_unknown_input_names_the_nearest(sampling):
     sampling[_id_of(sampling, "LongCatSampleEdit")]["inputs"]["guidance"] = 4
-    assert "did you mean guidance_scale?" in _only_fault(sampling)
+    assert "the nearest is 'guidance_scale'" in _only_fault(sampling)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_unknown_input_names_the_nearest(sampling):
         ("LongCatSampleEdit", "guidance_scale", "much", "must be a number"),
         ("LongCatSampleEdit", "guidance_scale", float("nan"), "must be a number"),
         ("LongCatSampleEdit", "guidance_scale", True, "must be a number"),
-        ("LoadLongCat", "model_flavour", "edti", "(did you mean edit?); it must be one of final, dev, edit,"),
+        ("LoadLongCat", "model_flavour", "edti", "(the nearest is 'edit'); it must be one of final, dev, edit,"),
         ("EncodeEditPrompt", "prompt", ["a", "list"], "must be text"),
         ("EncodeEditPrompt", "model", "LongCat", "must be linked (LONGCAT_MODEL)"),
         ("LoadImage", "image", "gone.png", "there is no such picture"),
@@ -93,7 +93,7 @@ def test_wrong_values(sampling, class_type, name, value, words):
     [
         (["99", 0], "node 99, which does not exist"),
         (["1", 7], "whose outputs are: 0 model"),
-        (["1", 0], "gives LONGCAT"),
+        (["1", 0], "sends LONGCAT"),
     ],
 )
 def test_wrong_links(sampling, link, words):
@@ -104,12 +104,12 @@ def test_wrong_links(sampling, link, words):
 def test_circle(sampling):
     lora = _id_of(sampling, "LongCatLoadLoRA")
     sampling[lora]["inputs"]["model"] = [lora, 0]
-    assert "wait for each other" in _only_fault(sampling)
+    assert "form a circle" in _only_fault(sampling)
 
 
 def test_graph_without_result(sampling):
     del sampling[_id_of(sampling, "SaveImage")]
-    assert "no node gives a result" in _only_fault(sampling)
+    assert "no node makes a result" in _only_fault(sampling)
 
 
 def test_all_faults_at_once_and_nothing_runs(training, host):
@@ -171,7 +171,7 @@ def test_settings_by_id_title_and_class(training):
     [
         ("TrainLora.lora_rank=8", "the nearest is 'TrainLoRA'"),
         ("TrainLoRA.rank=8", "the nearest is 'lora_rank'"),
-        ("LongCatDataset.resolution=512", "2 nodes are called so"),
+        ("LongCatDataset.resolution=512", "2 nodes have this name"),
         ("TrainLoRA.cache=x", "is linked to node"),
         ("lora_rank=8", "not of the form NODE.input=value"),
         ("TrainLoRA.lora_rank", "not of the form NODE.input=value"),

@@ -51,7 +51,7 @@ def test_nothing_is_overwritten_or_written_elsewhere(host):
     for _ in range(2):
         SaveVideo().save(video, "clip", "mp4", "h264")
     assert [path.name for path in host.files] == ["clip_00001_.mp4", "clip_00002_.mp4"]
-    with pytest.raises(PathError, match="leads out of"):
+    with pytest.raises(PathError, match="which is outside"):
         SaveVideo().save(video, "../clip", "auto", "auto")
     assert {path.name for path in host.output_dir().iterdir()} == {"clip_00001_.mp4", "clip_00002_.mp4"}
 

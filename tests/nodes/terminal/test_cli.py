@@ -114,12 +114,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(api, tmp_path):
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
-            if "goes on at step" in line:
+            if "resumes at step" in line:
                 process.send_signal(signal.SIGINT)
                 break
         process.stderr.read()
         process.wait(60)
-    assert f"goes on at step {reached + 1} of 200" in line
+    assert f"resumes at step {reached + 1} of 200" in line
 
 
 def test_demo_in_short(tmp_path):

@@ -204,7 +204,7 @@ def test_ctrl_c_takes_a_waiting_prompt_out_of_the_queue(graph, host):
 def test_lost_connection_says_that_the_run_may_go_on(graph, host):
     _, raised = _run(graph, host, messages=(("execution_start", {}), ("hang up", {})))
     assert isinstance(raised, ServerError)
-    assert "run the same command again" in str(raised)
+    assert "Run the same command again" in str(raised)
 
 
 UNREADABLE = ("[" * 100_000, "{", '{"type": "progress", "data": {"value": NaN}}', "7", '{"data": [1]}', '{"type": 1}')
