@@ -12,7 +12,17 @@ from ..training.settings.dataset import DatasetConfig
 from ..training.weights.spec import ModelSpec
 from .examples import EXAMPLES, draw_example
 from .host import current_host
-from .types import LONGCAT_CACHE, LONGCAT_DATASET, LONGCAT_MODEL, LONGCAT_PAIRS, settings_fault, socket, text, widgets
+from .types import (
+    LONGCAT_CACHE,
+    LONGCAT_DATASET,
+    LONGCAT_MODEL,
+    LONGCAT_PAIRS,
+    configured,
+    own_check,
+    socket,
+    text,
+    widgets,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +68,7 @@ class LongCatDataset:
             "optional": widgets(DatasetConfig, *OPTIONAL_DATASET_FIELDS),
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, resolution: Any = None, num_frames: Any = DatasetConfig.num_frames) -> bool | str:
-        return settings_fault(DatasetConfig, {"resolution": resolution, "num_frames": num_frames})
+    VALIDATE_INPUTS = own_check(DatasetConfig, "resolution", num_frames=DatasetConfig.num_frames)
 
     @classmethod
     def IS_CHANGED(cls, instance_data_dir: str = "", dataset_type: str = "image", **_others: Any) -> str:
@@ -68,48 +76,9 @@ class LongCatDataset:
 
         return folder_fingerprint(dataset_folder(instance_data_dir), subfolders=dataset_type == "video")
 
-    def describe(
-        self,
-        instance_data_dir: str,
-        id: str,
-        dataset_type: str,
-        caption_strategy: str,
-        resolution: str,
-        aspect_bucket_alignment: int = DatasetConfig.aspect_bucket_alignment,
-        repeats: int = DatasetConfig.repeats,
-        instance_prompt: str = DatasetConfig.instance_prompt,
-        resolution_type: str = DatasetConfig.resolution_type,
-        crop_style: str = DatasetConfig.crop_style,
-        crop_aspect: str = DatasetConfig.crop_aspect,
-        num_frames: int = DatasetConfig.num_frames,
-        fps: float = DatasetConfig.fps,
-        clip_extraction: str = DatasetConfig.clip_extraction,
-        is_i2v: bool = DatasetConfig.is_i2v,
-        min_frames: int = DatasetConfig.min_frames,
-        bucket_strategy: str = DatasetConfig.bucket_strategy,
-        frame_interval: int = DatasetConfig.frame_interval,
-    ) -> tuple[DatasetConfig]:
-        config = DatasetConfig(
-            id=id,
-            instance_data_dir=str(dataset_folder(instance_data_dir)),
-            dataset_type=dataset_type,
-            caption_strategy=caption_strategy,
-            resolution=resolution,
-            aspect_bucket_alignment=aspect_bucket_alignment,
-            repeats=repeats,
-            instance_prompt=instance_prompt,
-            resolution_type=resolution_type,
-            crop_style=crop_style,
-            crop_aspect=crop_aspect,
-            num_frames=num_frames,
-            fps=fps,
-            clip_extraction=clip_extraction,
-            is_i2v=is_i2v,
-            min_frames=min_frames,
-            bucket_strategy=bucket_strategy,
-            frame_interval=frame_interval,
-        )
-        return (config,)
+    def describe(self, **settings: Any) -> tuple[DatasetConfig]:
+        config = configured(LongCatDataset, DatasetConfig, settings)
+        return (replace(config, instance_data_dir=str(dataset_folder(config.instance_data_dir))),)
 
 
 class PairDatasets:

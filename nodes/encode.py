@@ -8,7 +8,7 @@ from ..training.settings.sampling import SampleConfig
 from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .rehearsal import fitted
-from .types import LONGCAT_MODEL, settings_fault, socket, text, widget
+from .types import LONGCAT_MODEL, configured, own_check, socket, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,7 @@ class EncodeEditPrompt:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
-        return settings_fault(SampleConfig, {"width": width, "height": height})
+    VALIDATE_INPUTS = own_check(SampleConfig, "width", "height")
 
     def encode(
         self,
@@ -58,14 +56,13 @@ class EncodeEditPrompt:
         reference: Tensor,
         prompt: str,
         negative_prompt: str,
-        width: int,
-        height: int,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> tuple[Conditioning, Conditioning]:
         from ..training.sampling.edit import encode_edit
         from .images import one_picture
 
-        size = fitted(model, "EncodeEditPrompt", SampleConfig(width=width, height=height))
+        size = fitted(model, "EncodeEditPrompt", configured(EncodeEditPrompt, SampleConfig, settings))
         picture = one_picture(reference, "EncodeEditPrompt.reference")
         host = current_host()
         with host.heavy_work():

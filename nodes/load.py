@@ -9,7 +9,7 @@ from ..training.errors import LongCatError
 from ..training.settings.model import ModelConfig
 from ..training.weights.spec import ModelSpec
 from .host import current_host
-from .types import LONGCAT_MODEL, Widget, widget, widgets
+from .types import LONGCAT_MODEL, Widget, configured, widget, widgets
 
 if TYPE_CHECKING:
     from ..training.weights.single_file import Kind
@@ -64,37 +64,8 @@ class LoadLongCat:
         paths = (files.transformer, files.vae, files.text_encoder) if files else ()
         return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
-    def load(
-        self,
-        model_family: str,
-        model_flavour: str,
-        pretrained_model_name_or_path: str,
-        base_model_precision: str,
-        text_encoder_1_precision: str = ModelConfig.text_encoder_1_precision,
-        blocks_to_swap: int = ModelConfig.blocks_to_swap,
-        enable_group_offload: bool = ModelConfig.enable_group_offload,
-        group_offload_type: str = ModelConfig.group_offload_type,
-        group_offload_blocks_per_group: int = ModelConfig.group_offload_blocks_per_group,
-        transformer_file: str = ModelConfig.transformer_file,
-        vae_file: str = ModelConfig.vae_file,
-        text_encoder_file: str = ModelConfig.text_encoder_file,
-        rehearsal: bool = False,
-        unique_id: str | None = None,
-    ) -> tuple[ModelSpec]:
-        config = ModelConfig(
-            model_family=model_family,
-            model_flavour=model_flavour,
-            pretrained_model_name_or_path=pretrained_model_name_or_path,
-            base_model_precision=base_model_precision,
-            text_encoder_1_precision=text_encoder_1_precision,
-            blocks_to_swap=blocks_to_swap,
-            enable_group_offload=enable_group_offload,
-            group_offload_type=group_offload_type,
-            group_offload_blocks_per_group=group_offload_blocks_per_group,
-            transformer_file=transformer_file,
-            vae_file=vae_file,
-            text_encoder_file=text_encoder_file,
-        )
+    def load(self, rehearsal: bool = False, unique_id: str | None = None, **settings: Any) -> tuple[ModelSpec]:
+        config = configured(LoadLongCat, ModelConfig, settings)
         return (_rehearsing(config, unique_id) if rehearsal else _handle(config, unique_id),)
 
 

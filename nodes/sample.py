@@ -10,7 +10,7 @@ from ..training.weights.spec import ModelSpec
 from .encode import Conditioning
 from .host import current_host
 from .rehearsal import fitted
-from .types import LONGCAT_MODEL, Widget, settings_fault, socket, widgets
+from .types import LONGCAT_MODEL, Widget, configured, own_check, socket, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,32 +45,19 @@ class LongCatSampleEdit:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
-        return settings_fault(SampleConfig, {"width": width, "height": height})
+    VALIDATE_INPUTS = own_check(SampleConfig, "width", "height")
 
     def sample(
         self,
         model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
-        width: int,
-        height: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from ..training.sampling.edit import sample_edit
 
-        config = SampleConfig(
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-        )
-        config = fitted(model, "LongCatSampleEdit", config)
+        config = fitted(model, "LongCatSampleEdit", configured(LongCatSampleEdit, SampleConfig, settings))
         prompts = _prompts("LongCatSampleEdit", positive, negative, "EncodeEditPrompt")
         return _sample(sample_edit, config, model, prompts, unique_id)
 
@@ -101,34 +88,19 @@ class LongCatSampleT2I:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None) -> bool | str:
-        return settings_fault(TextToImageConfig, {"width": width, "height": height})
+    VALIDATE_INPUTS = own_check(TextToImageConfig, "width", "height")
 
     def sample(
         self,
         model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
-        width: int,
-        height: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
-        cfg_renorm: bool,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from ..training.sampling.t2i import sample_t2i
 
-        config = TextToImageConfig(
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            cfg_renorm=cfg_renorm,
-        )
-        config = fitted(model, "LongCatSampleT2I", config)
+        config = fitted(model, "LongCatSampleT2I", configured(LongCatSampleT2I, TextToImageConfig, settings))
         prompts = _prompts("LongCatSampleT2I", positive, negative, "LongCatEncodePrompt")
         return _sample(sample_t2i, config, model, prompts, unique_id)
 
@@ -151,36 +123,19 @@ class LongCatSampleT2V:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": _video_inputs(), "hidden": {"unique_id": "UNIQUE_ID"}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None, num_frames: Any = None) -> bool | str:
-        return settings_fault(VideoSampleConfig, {"width": width, "height": height, "num_frames": num_frames})
+    VALIDATE_INPUTS = own_check(VideoSampleConfig, "width", "height", "num_frames")
 
     def sample(
         self,
         model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
-        width: int,
-        height: int,
-        num_frames: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
-        distilled: bool,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor], float]:
         from .images import clip_to_image
 
-        config = VideoSampleConfig(
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            distilled=distilled,
-        )
-        config = fitted(model, "LongCatSampleT2V", config)
+        config = fitted(model, "LongCatSampleT2V", configured(LongCatSampleT2V, VideoSampleConfig, settings))
         prompts = _prompts("LongCatSampleT2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, None, unique_id)
         return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
@@ -218,36 +173,19 @@ class SampleI2V:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width: Any = None, height: Any = None, num_frames: Any = None) -> bool | str:
-        return settings_fault(VideoSampleConfig, {"width": width, "height": height, "num_frames": num_frames})
+    VALIDATE_INPUTS = own_check(VideoSampleConfig, "width", "height", "num_frames")
 
     def sample(
         self,
         model: ModelSpec,
         positive: Conditioning,
         negative: Conditioning,
-        width: int,
-        height: int,
-        num_frames: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seed: int,
-        distilled: bool,
         start_frame: Tensor,
         previous_frames: Tensor | None = None,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor], float]:
-        config = VideoSampleConfig(
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            distilled=distilled,
-        )
-        config = fitted(model, "SampleI2V", config)
+        config = fitted(model, "SampleI2V", configured(SampleI2V, VideoSampleConfig, settings))
         start = _start(config, start_frame, previous_frames)
         prompts = _prompts("SampleI2V", positive, negative, "LongCatEncodePrompt")
         sample = _sample_clip(config, model, prompts, start, unique_id)

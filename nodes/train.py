@@ -17,7 +17,8 @@ from .types import (
     LONGCAT_VALIDATION,
     TrainedLora,
     ValidationPlan,
-    settings_fault,
+    configured,
+    own_check,
     socket,
     widgets,
 )
@@ -46,35 +47,10 @@ class LongCatValidation:
         pairs = "Pairs to sample from that are not trained on; without it the first training pairs are used."
         return {"required": widgets(ValidationConfig), "optional": {"cache": socket(LONGCAT_CACHE, pairs)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, validation_resolution: Any = None) -> bool | str:
-        return settings_fault(ValidationConfig, {"validation_resolution": validation_resolution})
+    VALIDATE_INPUTS = own_check(ValidationConfig, "validation_resolution")
 
-    def plan(
-        self,
-        validation_steps: int,
-        validation_resolution: str,
-        validation_num_inference_steps: int,
-        validation_guidance: float,
-        validation_seed: int,
-        num_samples: int,
-        validation_prompt: str,
-        validation_negative_prompt: str,
-        validation_num_video_frames: int,
-        cache: Cache | None = None,
-    ) -> tuple[ValidationPlan]:
-        config = ValidationConfig(
-            validation_steps=validation_steps,
-            validation_resolution=validation_resolution,
-            validation_num_inference_steps=validation_num_inference_steps,
-            validation_guidance=validation_guidance,
-            validation_seed=validation_seed,
-            num_samples=num_samples,
-            validation_prompt=validation_prompt,
-            validation_negative_prompt=validation_negative_prompt,
-            validation_num_video_frames=validation_num_video_frames,
-        )
-        return (ValidationPlan(config=config, cache=cache),)
+    def plan(self, cache: Cache | None = None, **settings: Any) -> tuple[ValidationPlan]:
+        return (ValidationPlan(config=configured(LongCatValidation, ValidationConfig, settings), cache=cache),)
 
 
 class LongCatTrainingOptions:
@@ -92,56 +68,8 @@ class LongCatTrainingOptions:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": widgets(TrainingOptions)}
 
-    def choose(
-        self,
-        lora_target: str,
-        lora_alpha: float,
-        lr_scheduler: str,
-        lr_warmup_steps: int,
-        weight_decay: float,
-        max_grad_norm: float,
-        gradient_accumulation_steps: int,
-        gradient_checkpointing: bool,
-        caption_dropout_probability: float,
-        first_frame_probability: float,
-        flow_schedule_shift: float,
-        checkpoint_step_interval: int,
-        checkpoints_total_limit: int,
-        optimizer: str,
-        adam_beta1: float,
-        adam_beta2: float,
-        adam_epsilon: float,
-        lr_num_cycles: int,
-        lr_power: float,
-        use_ema: bool,
-        ema_decay: float,
-        debug_images: bool,
-    ) -> tuple[TrainingOptions]:
-        options = TrainingOptions(
-            lora_target=lora_target,
-            lora_alpha=lora_alpha,
-            lr_scheduler=lr_scheduler,
-            lr_warmup_steps=lr_warmup_steps,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            gradient_checkpointing=gradient_checkpointing,
-            caption_dropout_probability=caption_dropout_probability,
-            first_frame_probability=first_frame_probability,
-            flow_schedule_shift=flow_schedule_shift,
-            checkpoint_step_interval=checkpoint_step_interval,
-            checkpoints_total_limit=checkpoints_total_limit,
-            optimizer=optimizer,
-            adam_beta1=adam_beta1,
-            adam_beta2=adam_beta2,
-            adam_epsilon=adam_epsilon,
-            lr_num_cycles=lr_num_cycles,
-            lr_power=lr_power,
-            use_ema=use_ema,
-            ema_decay=ema_decay,
-            debug_images=debug_images,
-        )
-        return (options,)
+    def choose(self, **settings: Any) -> tuple[TrainingOptions]:
+        return (configured(LongCatTrainingOptions, TrainingOptions, settings),)
 
 
 class TrainLoRA:
@@ -183,9 +111,7 @@ class TrainLoRA:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return settings_fault(TrainConfig, {"run_name": run_name})
+    VALIDATE_INPUTS = own_check(TrainConfig, "run_name")
 
     @classmethod
     def IS_CHANGED(cls, restart: bool = TrainConfig.restart, **_others: Any) -> float | str:
@@ -196,25 +122,15 @@ class TrainLoRA:
         self,
         model: ModelSpec,
         cache: Cache,
-        run_name: str,
-        max_train_steps: int,
-        learning_rate: float,
-        lora_rank: int,
-        train_batch_size: int,
-        seed: int,
         validation: ValidationPlan | None = None,
         options: TrainingOptions | None = None,
-        restart: bool = TrainConfig.restart,
         unique_id: str | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
-        config = TrainConfig(
-            run_name=run_name,
-            max_train_steps=max_train_steps,
-            learning_rate=learning_rate,
-            lora_rank=lora_rank,
-            train_batch_size=train_batch_size,
-            seed=seed,
-            restart=restart,
+        config = configured(
+            TrainLoRA,
+            TrainConfig,
+            settings,
             options=options or TrainingOptions(),
             validation=validation.config if validation else None,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..training.caches.cache import Cache
 from ..training.errors import ConfigError
@@ -35,6 +36,8 @@ UI_LARGEST_INT = 2**31 - 1
 """Bound of whole numbers whose option gives none: without one the user interface stops at 2048."""
 
 Widget = tuple[Any, dict[str, Any]]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +95,59 @@ def text(tooltip: str, default: str = "", multiline: bool = False) -> Widget:
     return "STRING", {"default": default, "tooltip": tooltip} | _text_settings(multiline)
 
 
-def settings_fault(config_class: type, values: Mapping[str, Any]) -> bool | str:
-    """A node's answer to VALIDATE_INPUTS: True, or why its widgets are refused, before any node of the graph runs.
+def configured(node: type, config_class: type[T], settings: Mapping[str, Any], **others: Any) -> T:
+    """The config dataclass that the widgets of `node` describe.
 
-    Core shows the answer once for each input that VALIDATE_INPUTS names, and no longer checks these itself: a node
-    names only those that core cannot judge by range and choices. Values that are wired are not known yet (None); then
-    the node itself refuses, when it runs.
+    Args:
+        settings: values by widget; optional ones may be missing, as in workflows saved before the node had them.
+        others: fields that are no widgets.
+
+    Raises:
+        ConfigError: an input that the node does not have, a required one that is missing, or a value that is refused.
     """
-    if None in values.values():
+    declared = node.INPUT_TYPES()
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    required = [name for name in declared["required"] if name in fields]
+    known = [*required, *(name for name in declared.get("optional", {}) if name in fields - others.keys())]
+    unknown = [name for name in settings if name not in known]
+    missing = [name for name in required if name not in settings]
+    if unknown:
+        raise ConfigError(
+            f"{node.DISPLAY_NAME} has no input {', '.join(unknown)}; its settings are {', '.join(known)}. Remove it, or"
+            " correct its name."
+        )
+    if missing:
+        raise ConfigError(f"{node.DISPLAY_NAME} was given no {', '.join(missing)}. Give it a value.")
+    return config_class(**settings, **others)
+
+
+def own_check(config_class: type, *names: str, **defaults: Any) -> classmethod:
+    """A node's VALIDATE_INPUTS: True, or why these widgets are refused, before any node of the graph runs.
+
+    Core shows the answer once for each of these inputs, and no longer checks them itself: a node names only those that
+    core cannot judge by range and choices. Values that are wired are not known yet (None); then the node itself
+    refuses, when it runs.
+
+    Args:
+        defaults: further widgets, with the values that they have where a workflow does not name them.
+    """
+    known_without = dict.fromkeys(names) | defaults
+
+    def validate(cls: type, **given: Any) -> bool | str:
+        values = known_without | given
+        if None in values.values():
+            return True
+        try:
+            config_class(**values)
+        except ConfigError as error:
+            return str(error)
         return True
-    try:
-        config_class(**values)
-    except ConfigError as error:
-        return str(error)
-    return True
+
+    # Core reads from the signature which inputs a node checks itself.
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=default) for name, default in known_without.items()]
+    validate.__signature__ = inspect.Signature([inspect.Parameter("cls", kind), *parameters])
+    return classmethod(validate)
 
 
 def socket(type_name: str, tooltip: str) -> Widget:

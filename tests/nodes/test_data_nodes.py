@@ -14,7 +14,9 @@ TARGETS, REFERENCES = examples.EDIT_TARGETS, examples.EDIT_REFERENCES
 
 
 def dataset(folder=TARGETS, id="mine", kind="image", captions="textfile", resolution="64", **settings):
-    return LongCatDataset().describe(folder, id, kind, captions, resolution, **settings)[0]
+    return LongCatDataset().describe(
+        instance_data_dir=folder, id=id, dataset_type=kind, caption_strategy=captions, resolution=resolution, **settings
+    )[0]
 
 
 def pairs(id="mine"):
@@ -22,7 +24,12 @@ def pairs(id="mine"):
 
 
 def model(flavour):
-    return LoadLongCat().load("longcat_image", flavour, "auto", "fp32")[0]
+    return LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour=flavour,
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
 
 
 def test_every_setting_of_a_dataset_is_a_widget_and_arrives(module_host):
@@ -74,10 +81,12 @@ def test_one_captioned_folder_has_its_contact_sheet(module_host):
 
 
 def test_the_captioned_example_is_drawn_on_first_use(module_host):
-    dataset, _, report = LongCatJoinDatasets().join(LongCatDataset().describe(examples.CAPTIONED, "a", **CAPTIONED)[0])
+    dataset, _, report = LongCatJoinDatasets().join(
+        LongCatDataset().describe(instance_data_dir=examples.CAPTIONED, id="a", **CAPTIONED)[0]
+    )
     assert report.startswith("12 pictures") and all(" background" in r.caption for r in dataset.records[:2])
     (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").write_text("mine", encoding="utf-8")
-    LongCatDataset().describe(examples.CAPTIONED, "a", **CAPTIONED)
+    LongCatDataset().describe(instance_data_dir=examples.CAPTIONED, id="a", **CAPTIONED)
     assert (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").is_file()
 
 

@@ -1,14 +1,13 @@
 """What the nodes declare: complete, JSON, safe in the browser, and the same as the options in training/config.py."""
 
-import ast
 import dataclasses
 import inspect
 import json
-import textwrap
 
 import pytest
 from comfyui_longcat.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_longcat.nodes.types import widget
+from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.option import option_of
@@ -22,6 +21,7 @@ CONFIGS = {
     "LongCatValidation": ValidationConfig,
     "LongCatTrainingOptions": TrainingOptions,
     "TrainLoRA": TrainConfig,
+    "EncodeEditPrompt": SampleConfig,
     "LongCatSampleEdit": SampleConfig,
     "LongCatSampleT2I": TextToImageConfig,
     "LongCatSampleT2V": VideoSampleConfig,
@@ -71,22 +71,30 @@ def test_every_input_and_output_is_explained(node_id: str) -> None:
 
 
 @pytest.mark.parametrize("node_id", sorted(IDS))
-def test_function_takes_exactly_the_declared_inputs(node_id: str) -> None:
+def test_a_function_names_no_setting_and_every_other_input(node_id: str) -> None:
     node = NODE_CLASS_MAPPINGS[node_id]
     declared = node.INPUT_TYPES()
+    options = {field.name for field in dataclasses.fields(CONFIGS[node_id])} if node_id in CONFIGS else set()
     parameters = dict(inspect.signature(getattr(node, node.FUNCTION)).parameters)
-    del parameters["self"]
-    assert set(parameters) == set(inputs_of(node)) | set(declared.get("hidden", {}))
-    for name in (*declared.get("optional", {}), *declared.get("hidden", {})):
+    takes_settings = parameters.pop("settings", None) is not None
+    sockets = {name for name, (kind, _) in inputs_of(node).items() if isinstance(kind, str) and kind.isupper()}
+    others = (set(inputs_of(node)) - options) | (sockets & {"options", "validation"})
+    assert takes_settings == (node_id in CONFIGS)
+    assert set(parameters) == {"self"} | others | set(declared.get("hidden", {}))
+    for name in others & set(declared.get("optional", {})) | set(declared.get("hidden", {})):
         assert parameters[name].default is not inspect.Parameter.empty, f"{name} may be left out by ComfyUI"
 
 
-@pytest.mark.parametrize("node_id", sorted(IDS))
-def test_body_is_short(node_id: str) -> None:
-    node = NODE_CLASS_MAPPINGS[node_id]
-    source = textwrap.dedent(inspect.getsource(getattr(node, node.FUNCTION)))
-    body = ast.parse(source).body[0].body
-    assert body[-1].end_lineno - body[0].lineno + 1 <= 25
+def test_unknown_and_missing_settings_are_refused_by_name() -> None:
+    widgets = NODE_CLASS_MAPPINGS["LongCatValidation"].INPUT_TYPES()["required"]
+    settings = {name: entry[1]["default"] for name, entry in widgets.items()}
+    plan = NODE_CLASS_MAPPINGS["LongCatValidation"]().plan
+    assert plan(**settings)[0].config == ValidationConfig()
+    with pytest.raises(ConfigError, match="LongCat Validation has no input validation_step; its settings are"):
+        plan(**settings, validation_step=3)
+    del settings["num_samples"], settings["validation_seed"]
+    with pytest.raises(ConfigError, match="LongCat Validation was given no validation_seed, num_samples"):
+        plan(**settings)
 
 
 @pytest.mark.parametrize("node_id", sorted(IDS))
@@ -106,7 +114,7 @@ def test_widgets_are_safe_in_the_browser(node_id: str) -> None:
             assert settings["control_after_generate"] is False, f"{name} would change by itself"
 
 
-@pytest.mark.parametrize("node_id", sorted(CONFIGS))
+@pytest.mark.parametrize("node_id", sorted(CONFIGS.keys() - {"EncodeEditPrompt"}))
 def test_defaults_and_ranges_come_from_the_options(node_id: str) -> None:
     config, inputs = CONFIGS[node_id], inputs_of(NODE_CLASS_MAPPINGS[node_id])
     options = {

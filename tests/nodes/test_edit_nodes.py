@@ -13,7 +13,12 @@ SAMPLING = {"width": 0, "height": 0, "num_inference_steps": 2, "guidance_scale":
 
 @pytest.fixture(scope="module")
 def model(module_host):
-    return LoadLongCat().load("longcat_image", "tiny-edit", "auto", "fp32")[0]
+    return LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour="tiny-edit",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def conditioning(model, reference):
 
 
 def encode(model, reference, prompt="make it blue", width=96, height=80):
-    return EncodeEditPrompt().encode(model, reference, prompt, "", width, height)
+    return EncodeEditPrompt().encode(model, reference, prompt, "", width=width, height=height)
 
 
 def sample(model, positive, negative, **changes):

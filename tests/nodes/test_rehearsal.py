@@ -34,13 +34,31 @@ def write(folder: Path, names: str) -> None:
 
 
 def load(rehearsal=True, flavour="edit", path="auto"):
-    return LoadLongCat().load("longcat_image", flavour, path, "bf16", rehearsal=rehearsal)[0]
+    return LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour=flavour,
+        pretrained_model_name_or_path=path,
+        base_model_precision="bf16",
+        rehearsal=rehearsal,
+    )[0]
 
 
 def sides():
     return (
-        LongCatDataset().describe("mine/after", "after", "image", "textfile", "512")[0],
-        LongCatDataset().describe("mine/before", "before", "conditioning", "none", "512")[0],
+        LongCatDataset().describe(
+            instance_data_dir="mine/after",
+            id="after",
+            dataset_type="image",
+            caption_strategy="textfile",
+            resolution="512",
+        )[0],
+        LongCatDataset().describe(
+            instance_data_dir="mine/before",
+            id="before",
+            dataset_type="conditioning",
+            caption_strategy="none",
+            resolution="512",
+        )[0],
     )
 
 
@@ -65,7 +83,7 @@ def test_the_users_graph_is_tried_and_reported(host, data):
     assert {each.record.bucket for each in cache.records} == {(80, 48)}, "the aspect stays"
     plan = LongCatValidation().plan(**defaults(LongCatValidation) | {"num_samples": 1})[0]
     options = LongCatTrainingOptions().choose(**defaults(LongCatTrainingOptions))[0]
-    result = TrainLoRA().train(model, cache, "mine", **RUN, validation=plan, options=options)
+    result = TrainLoRA().train(model, cache, run_name="mine", **RUN, validation=plan, options=options)
     (text,) = result["ui"]["rehearsal"]
     assert "Your 2 pairs, captions, caches, training (8 steps), validation" in text
     assert "b.png cannot be read as a picture" in text
@@ -85,7 +103,7 @@ def test_the_users_graph_is_tried_and_reported(host, data):
 def test_rehearsing_again_begins_anew(host, data):
     model = load()
     cache = cached(model)
-    first, again = (TrainLoRA().train(model, cache, "mine", **RUN | {"max_train_steps": 2}) for _ in range(2))
+    first, again = (TrainLoRA().train(model, cache, run_name="mine", **RUN | {"max_train_steps": 2}) for _ in range(2))
     assert first["result"][1] == again["result"][1]
     assert len(list((host.runs_dir() / "rehearsal").glob("mine*"))) == 1
     assert first["result"][2] == again["result"][2]
@@ -106,11 +124,11 @@ def test_latents_of_the_twin_never_reach_another_model(host, data):
     model, other = load(), load(rehearsal=False, flavour="tiny-edit")
     cache = cached(model)
     with pytest.raises(ConfigError, match="one of a rehearsal"):
-        TrainLoRA().train(other, cache, "mine", **RUN)
+        TrainLoRA().train(other, cache, run_name="mine", **RUN)
     with pytest.raises(ConfigError, match="one of a rehearsal"):
         LongCatCacheText().cache_text(other, cache, "text")
     with pytest.raises(ConfigError, match="one of a rehearsal"):
-        TrainLoRA().train(model, cached(other, prompt=None), "mine", **RUN)
+        TrainLoRA().train(model, cached(other, prompt=None), run_name="mine", **RUN)
 
 
 def test_no_usable_data_still_gives_a_report(host, data):
@@ -119,7 +137,7 @@ def test_no_usable_data_still_gives_a_report(host, data):
     model = load(path="no/such/folder")
     cache = cached(model)
     with pytest.raises(RehearsalError) as caught:
-        TrainLoRA().train(model, cache, "mine", **RUN)
+        TrainLoRA().train(model, cache, run_name="mine", **RUN)
     for words in ("The twin was not trained", "3 of 3 targets have no caption file", "'no/such/folder'"):
         assert words in str(caught.value)
 
@@ -127,8 +145,9 @@ def test_no_usable_data_still_gives_a_report(host, data):
 def test_sampling_in_the_same_graph_shrinks(host, data):
     model = load()
     reference = torch.rand(1, 480, 640, 3)
-    positive, negative = EncodeEditPrompt().encode(model, reference, "make it night", "", 1024, 1024)
-    image, _ = LongCatSampleEdit().sample(model, positive, negative, 1024, 1024, 50, 4.5, 1)
+    positive, negative = EncodeEditPrompt().encode(model, reference, "make it night", "", width=1024, height=1024)
+    settings = {"width": 1024, "height": 1024, "num_inference_steps": 50, "guidance_scale": 4.5, "seed": 1}
+    image, _ = LongCatSampleEdit().sample(model, positive, negative, **settings)
     assert image.shape == (1, 64, 64, 3)
 
 
@@ -143,7 +162,13 @@ def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monk
     from comfyui_longcat.training.weights import quantisation
 
     monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
-    model = LoadLongCat().load("longcat_image", "edit", "auto", "int8-quanto", rehearsal=True)[0]
+    model = LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour="edit",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="int8-quanto",
+        rehearsal=True,
+    )[0]
     assert model.config.base_model_precision == "bf16"
     assert model.rehearsal.model.config.base_model_precision == "int8-quanto"
     (fault,) = model.rehearsal.faults

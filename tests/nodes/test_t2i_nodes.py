@@ -15,11 +15,17 @@ SAMPLING = {
     "seed": 7,
     "cfg_renorm": True,
 }
+EDIT = {"width": 0, "height": 0, "num_inference_steps": 2, "guidance_scale": 4.5, "seed": 7}
 
 
 @pytest.fixture(scope="module")
 def model(module_host):
-    return LoadLongCat().load("longcat_image", "tiny", "auto", "fp32")[0]
+    return LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour="tiny",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +91,9 @@ def test_conditioning_and_models_of_edits_are_refused(model, conditioning):
     with pytest.raises(ConfigError, match="LongCatSampleT2I.negative holds 2 prompts"):
         sample(model, positive, negative * 2)
     with pytest.raises(ConfigError, match="model_flavour tiny draws from text"):
-        EncodeEditPrompt().encode(model, torch.zeros(1, 64, 64, 3), "x", "", 0, 0)
+        EncodeEditPrompt().encode(model, torch.zeros(1, 64, 64, 3), "x", "", width=0, height=0)
     with pytest.raises(ConfigError, match="model_flavour tiny draws from text"):
-        LongCatSampleEdit().sample(model, positive, negative, 0, 0, 2, 4.5, 7)
+        LongCatSampleEdit().sample(model, positive, negative, **EDIT)
     wide = [[torch.zeros(1, 512, 3584), {}]]
     with pytest.raises(ConfigError, match=r"\[1, 512, 3584\]; this model takes \[1, tokens, 64\].*LongCatEncodePrompt"):
         sample(model, wide, wide)

@@ -24,12 +24,19 @@ RUN = {
 
 def dataset(folder: str, kind: str = "image"):
     captions = "textfile" if kind == "image" else "none"
-    return LongCatDataset().describe(folder, kind, kind, captions, "64")[0]
+    return LongCatDataset().describe(
+        instance_data_dir=folder, id=kind, dataset_type=kind, caption_strategy=captions, resolution="64"
+    )[0]
 
 
 @pytest.fixture(scope="module")
 def model(module_host):
-    return LoadLongCat().load("longcat_image", "tiny-edit", "auto", "fp32")[0]
+    return LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour="tiny-edit",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +168,12 @@ def test_dataset_outside_the_allowed_roots_is_refused(host, tmp_path_factory, ho
     with pytest.raises(PathError, match="outside the allowed folders.*LONGCAT_DATA_ROOTS"):
         dataset(name)
     with pytest.raises(PathError, match="outside the allowed folders"):
-        LoadLongCat().load("longcat_image", "edit", str(outside), "bf16")
+        LoadLongCat().load(
+            model_family="longcat_image",
+            model_flavour="edit",
+            pretrained_model_name_or_path=str(outside),
+            base_model_precision="bf16",
+        )
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp"])
@@ -183,7 +195,12 @@ def test_folder_of_another_family_is_refused(host):
     folder.mkdir(exist_ok=True)
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
     with pytest.raises(ModelError, match="FluxPipeline"):
-        LoadLongCat().load("longcat_image", "edit", "flux", "bf16")
+        LoadLongCat().load(
+            model_family="longcat_image",
+            model_flavour="edit",
+            pretrained_model_name_or_path="flux",
+            base_model_precision="bf16",
+        )
 
 
 @pytest.mark.parametrize(("base", "text"), [("int8-quanto", "no_change"), ("bf16", "int8-quanto")])
@@ -193,7 +210,13 @@ def test_int8_without_quanto_is_refused(host, monkeypatch, base, text):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("optimum") else found(name))
     with pytest.raises(ConfigError, match="optimum-quanto, which is not installed"):
-        LoadLongCat().load("longcat_image", "tiny-edit", "auto", base, text)
+        LoadLongCat().load(
+            model_family="longcat_image",
+            model_flavour="tiny-edit",
+            pretrained_model_name_or_path="auto",
+            base_model_precision=base,
+            text_encoder_1_precision=text,
+        )
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "../secret.safetensors", "/etc/hostname"])
@@ -215,4 +238,10 @@ def test_lora_outside_the_folder_or_missing_is_refused(host, name):
 def test_bad_dataset_settings_are_refused(host, changes, message):
     settings = {"resolution": "64", "aspect_bucket_alignment": 64} | changes
     with pytest.raises(ConfigError, match=message):
-        LongCatDataset().describe("longcat-example/targets", "a", "image", "textfile", **settings)
+        LongCatDataset().describe(
+            instance_data_dir="longcat-example/targets",
+            id="a",
+            dataset_type="image",
+            caption_strategy="textfile",
+            **settings,
+        )

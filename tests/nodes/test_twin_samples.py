@@ -25,7 +25,12 @@ def load(module_host, tmp_path_factory):
     module_host.models = (tmp_path_factory.mktemp("models"),)
 
     def loaded(family: str, flavour: str):
-        return LoadLongCat().load(family, flavour, "auto", "fp32")[0]
+        return LoadLongCat().load(
+            model_family=family,
+            model_flavour=flavour,
+            pretrained_model_name_or_path="auto",
+            base_model_precision="fp32",
+        )[0]
 
     return loaded
 

@@ -18,11 +18,24 @@ SAMPLING = {
     "seed": 7,
     "distilled": False,
 }
+PICTURE = {
+    "width": 64,
+    "height": 64,
+    "num_inference_steps": 2,
+    "guidance_scale": 4.5,
+    "seed": 7,
+    "cfg_renorm": True,
+}
 
 
 @pytest.fixture(scope="module")
 def model(module_host):
-    return LoadLongCat().load("longcat_video", "tiny-video", "auto", "fp32")[0]
+    return LoadLongCat().load(
+        model_family="longcat_video",
+        model_flavour="tiny-video",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +117,15 @@ def test_conditioning_and_models_of_pictures_are_refused(model, conditioning):
     with pytest.raises(ConfigError, match="LongCatSampleT2V.positive holds 2 prompts"):
         LongCatSampleT2V().sample(model, positive * 2, negative, **SAMPLING)
     with pytest.raises(ConfigError, match="model_family longcat_video draws clips"):
-        LongCatSampleT2I().sample(model, positive, negative, 64, 64, 2, 4.5, 7, True)
+        LongCatSampleT2I().sample(model, positive, negative, **PICTURE)
     with pytest.raises(ConfigError, match="cannot edit"):
-        EncodeEditPrompt().encode(model, picture(64, 64), "x", "", 0, 0)
-    tiny = LoadLongCat().load("longcat_image", "tiny", "auto", "fp32")[0]
+        EncodeEditPrompt().encode(model, picture(64, 64), "x", "", width=0, height=0)
+    tiny = LoadLongCat().load(
+        model_family="longcat_image",
+        model_flavour="tiny",
+        pretrained_model_name_or_path="auto",
+        base_model_precision="fp32",
+    )[0]
     with pytest.raises(ConfigError, match="longcat_image draws pictures, not clips"):
         i2v(tiny, conditioning, picture(64, 64))
 
@@ -120,8 +138,18 @@ def test_stop_button_ends_sampling(model, conditioning, module_host, monkeypatch
 
 def test_a_single_file_and_an_images_folder_are_no_video_model(module_host, tiny_checkpoint):
     with pytest.raises(ConfigError, match="single file 'LongCat_TI2V_comfy.safetensors'.*whole folder"):
-        LoadLongCat().load("longcat_video", "final", "LongCat_TI2V_comfy.safetensors", "bf16")
+        LoadLongCat().load(
+            model_family="longcat_video",
+            model_flavour="final",
+            pretrained_model_name_or_path="LongCat_TI2V_comfy.safetensors",
+            base_model_precision="bf16",
+        )
     copy = module_host.models_dirs()[0] / "LongCat-Image-Edit"
     shutil.copytree(tiny_checkpoint, copy)
     with pytest.raises(ModelError, match="AutoencoderKL; longcat_video needs"):
-        LoadLongCat().load("longcat_video", "final", str(copy), "bf16")
+        LoadLongCat().load(
+            model_family="longcat_video",
+            model_flavour="final",
+            pretrained_model_name_or_path=str(copy),
+            base_model_precision="bf16",
+        )
