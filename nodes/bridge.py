@@ -49,7 +49,6 @@ class ComfyHost:
     """`Host` inside ComfyUI."""
 
     def __init__(self) -> None:
-        self._callbacks: ComfyCallbacks | None = None
         self._previewers: dict[int, Any] = {}
 
     def device(self) -> torch.device:
@@ -105,8 +104,7 @@ class ComfyHost:
         return _output_dir() / "longcat-cache"
 
     def callbacks(self, node_id: str | None) -> ComfyCallbacks:
-        self._callbacks = ComfyCallbacks(node_id)
-        return self._callbacks
+        return ComfyCallbacks(node_id)
 
     def preview(self, latents: Tensor) -> Image | None:
         import comfy.latent_formats
@@ -122,34 +120,29 @@ class ComfyHost:
         return previewer.decode_latent_to_preview(latents) if previewer else None
 
     @contextlib.contextmanager
-    def heavy_work(self) -> Iterator[None]:
+    def work(self, node_id: str | None) -> Iterator[ComfyCallbacks]:
         import comfy.model_management as management
         import torch
 
+        callbacks = self.callbacks(node_id)
         management.unload_all_models()
         management.soft_empty_cache()
         try:
             # ComfyUI runs nodes in inference mode, and weights born there could never be trained.
             with torch.inference_mode(False), torch.no_grad():
-                yield
+                yield callbacks
         except StoppedByUserError as stopped:
-            self._end("stopped", stopped)
+            _end(callbacks, "stopped", stopped)
             management.interrupt_current_processing(False)
             raise management.InterruptProcessingException() from None
         except Exception as error:
-            self._end("failed", error)
+            _end(callbacks, "failed", error)
             if management.is_oom(error):
                 raise LongCatError(f"{OUT_OF_MEMORY} ({error})") from None
             raise
         finally:
             gc.collect()
             management.soft_empty_cache()
-
-    def _end(self, state: str, error: Exception) -> None:
-        # The frames of the traceback would keep models and activations in memory for as long as it is shown.
-        traceback.clear_frames(error.__traceback__)
-        if self._callbacks is not None:
-            self._callbacks.announce_end(state, str(error))
 
     def _roots(self) -> list[Path]:
         import folder_paths
@@ -250,6 +243,12 @@ class ComfyCallbacks:
 
         if self.node_id is not None:
             PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+def _end(callbacks: ComfyCallbacks, state: str, error: Exception) -> None:
+    # The frames of the traceback would keep models and activations in memory for as long as it is shown.
+    traceback.clear_frames(error.__traceback__)
+    callbacks.announce_end(state, str(error))
 
 
 def _status_line(report: StepReport) -> str:

@@ -65,10 +65,8 @@ class EncodeEditPrompt:
         size = fitted(model, "EncodeEditPrompt", configured(EncodeEditPrompt, SampleConfig, settings))
         picture = one_picture(reference, "EncodeEditPrompt.reference")
         host = current_host()
-        with host.heavy_work():
-            encoded = encode_edit(
-                model, picture, (prompt, negative_prompt), size, host.device(), host.callbacks(unique_id)
-            )
+        with host.work(unique_id) as callbacks:
+            encoded = encode_edit(model, picture, (prompt, negative_prompt), size, host.device(), callbacks)
         return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 
@@ -105,8 +103,8 @@ class LongCatEncodePrompt:
         from ..training.sampling.t2i import encode_prompts
 
         host = current_host()
-        with host.heavy_work():
-            encoded = encode_prompts(model, (prompt, negative_prompt), host.device(), host.callbacks(unique_id))
+        with host.work(unique_id) as callbacks:
+            encoded = encode_prompts(model, (prompt, negative_prompt), host.device(), callbacks)
         return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 

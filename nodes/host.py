@@ -59,7 +59,7 @@ class Host(Protocol):
         ...
 
     def callbacks(self, node_id: str | None) -> Callbacks:
-        """Progress, previews and the stop button of node `node_id`."""
+        """Progress, previews and the stop button of node `node_id`: for what loads nothing."""
         ...
 
     def preview(self, latents: Tensor) -> Image | None:
@@ -67,10 +67,10 @@ class Host(Protocol):
         None where nobody is looking."""
         ...
 
-    def heavy_work(self) -> contextlib.AbstractContextManager[None]:
+    def work(self, node_id: str | None) -> contextlib.AbstractContextManager[Callbacks]:
         """Around everything that loads, encodes, trains or samples: other models out of memory, inference mode off,
-        gradients off (the trainer switches them on), memory given back at the end, also after an error. A
-        `StoppedByUserError` leaves it as the host's own kind of interruption."""
+        gradients off (the trainer switches them on), memory given back at the end, also after an error. Gives the
+        node's `callbacks`. A `StoppedByUserError` leaves it as the host's own kind of interruption."""
         ...
 
 

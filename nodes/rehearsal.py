@@ -81,14 +81,14 @@ def cache_data(
     host = current_host()
     if model.rehearsal is None:
         dataset = training_set_of(pairs)
-        with host.heavy_work():
-            return cache_latents(dataset, model, folders, host.device(), host.callbacks(node_id))
+        with host.work(node_id) as callbacks:
+            return cache_latents(dataset, model, folders, host.device(), callbacks)
     found = _surveyed(pairs, node_id)
     real = RealData(dataset=_with_folder_faults(found, folders), folders=folders)
     places = CacheFolders(targets=_folder(host, "targets"), references=_folder(host, "references"))
     small = small_set(found, model.config, _scale())
-    with host.heavy_work():
-        cache, report = cache_latents(small, model, places, host.device(), host.callbacks(node_id))
+    with host.work(node_id) as callbacks:
+        cache, report = cache_latents(small, model, places, host.device(), callbacks)
     return replace(cache, real=real), report
 
 
@@ -108,8 +108,8 @@ def cache_captions(model: ModelSpec, cache: Cache, folder: Path, node_id: str | 
         dataset = _with_folder_faults(cache.real.dataset, folders)
         cache = replace(cache, real=RealData(dataset=dataset, folders=folders))
         folder = _folder(host, "text")
-    with host.heavy_work():
-        return cache_text(cache, model, folder, host.device(), host.callbacks(node_id))
+    with host.work(node_id) as callbacks:
+        return cache_text(cache, model, folder, host.device(), callbacks)
 
 
 def rehearse_training(
@@ -151,8 +151,8 @@ def _readable(found: TrainingSet, node_id: str | None) -> TrainingSet:
     from ..training.rehearsal.small import only_readable
 
     host = current_host()
-    with host.heavy_work():
-        return only_readable(found, host.callbacks(node_id))
+    with host.work(node_id) as callbacks:
+        return only_readable(found, callbacks)
 
 
 def _with_folder_faults(dataset: TrainingSet, folders: CacheFolders) -> TrainingSet:

@@ -202,8 +202,8 @@ def _sample(
     from .images import pixels_to_image
 
     host = current_host()
-    with host.heavy_work():
-        sample = sampler(config, model, prompts, host.device(), host.callbacks(node_id), host.preview)
+    with host.work(node_id) as callbacks:
+        sample = sampler(config, model, prompts, host.device(), callbacks, host.preview)
     return pixels_to_image(sample.pixels), {"samples": sample.raw_latents}
 
 
@@ -253,8 +253,8 @@ def _sample_clip(
     from ..training.sampling.clip import sample_clip
 
     host = current_host()
-    with host.heavy_work():
-        return sample_clip(config, model, prompts, start, host.device(), host.callbacks(node_id), host.preview)
+    with host.work(node_id) as callbacks:
+        return sample_clip(config, model, prompts, start, host.device(), callbacks, host.preview)
 
 
 def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPrompt:

@@ -150,10 +150,10 @@ def _train(
         device=host.device(),
         validation_cache=validation_cache,
     )
-    with host.heavy_work():
+    with host.work(node_id) as callbacks:
         if model.rehearsal is not None:
-            return rehearse_training(config, model, cache, places, host.callbacks(node_id))
-        return train(config, model, cache, places, host.callbacks(node_id)), None
+            return rehearse_training(config, model, cache, places, callbacks)
+        return train(config, model, cache, places, callbacks), None
 
 
 def _outputs(result: TrainResult, report: RehearsalReport | None) -> dict[str, Any]:

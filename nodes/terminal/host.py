@@ -166,13 +166,13 @@ class TerminalHost:
         return None
 
     @contextlib.contextmanager
-    def heavy_work(self) -> Iterator[None]:
+    def work(self, node_id: str | None) -> Iterator[Callbacks]:
         """Normal tensors, no gradients (the trainer switches them on); memory is freed at the end."""
         import torch
 
         try:
             with torch.inference_mode(False), torch.no_grad():
-                yield
+                yield self.callbacks(node_id)
         finally:
             self.bar.close()
             gc.collect()

@@ -67,11 +67,11 @@ class FolderHost:
         return self.stop_after is not None and self.asked > self.stop_after
 
     @contextlib.contextmanager
-    def heavy_work(self) -> Iterator[None]:
+    def work(self, node_id: str | None) -> Iterator["FolderHost"]:
         import torch
 
         with torch.inference_mode(False), torch.no_grad():
-            yield
+            yield self
 
 
 @contextlib.contextmanager
