@@ -1,6 +1,6 @@
 /**
- * Shows the loss on TrainLoRA while it trains, and a rehearsal's report when it is done. The server sends longcat.step
- * and longcat.run (nodes/bridge.py); the report is among the node's outputs (nodes/train.py).
+ * Shows the loss on TrainLoRA while it trains, and what nodes report when they are done. The server sends longcat.step
+ * and longcat.run (nodes/bridge.py); reports are among the nodes' outputs (nodes/train.py, nodes/data.py).
  */
 
 import { api } from "../../scripts/api.js";
@@ -10,7 +10,11 @@ import { LossSeries } from "./loss_series.js";
 
 const CHART_HEIGHT = 180;
 const REPORT_HEIGHT = 260;
+const LINE_HEIGHT = 18;
 const NODE_WIDTH = 360;
+
+/** Nodes whose outputs may hold a report: a rehearsal's, or what was found in the data. */
+const REPORTING = new Set(["TrainLoRA", "PairDatasets", "LongCatJoinDatasets"]);
 
 /** Newest runs of this page, by node and run: a node is made anew whenever its workflow's tab is opened. */
 const runs = new Map();
@@ -89,15 +93,16 @@ function addChart(node) {
 
 /** The report has many lines, so it gets a field of its own that scrolls; a newer one takes its place. */
 function showReport(node, report) {
-  let widget = node.widgets?.find((known) => known.name === "rehearsal_report");
+  let widget = node.widgets?.find((known) => known.name === "longcat_report");
   if (!widget) {
     const field = document.createElement("textarea");
     field.readOnly = true;
     field.className = "comfy-multiline-input";
-    widget = node.addDOMWidget("rehearsal_report", "longcat_rehearsal_report", field, {
+    field.value = report;
+    widget = node.addDOMWidget("longcat_report", "longcat_report", field, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => REPORT_HEIGHT,
+      getMinHeight: () => Math.min(REPORT_HEIGHT, (field.value.split("\n").length + 1) * LINE_HEIGHT),
     });
     widget.serialize = false;
     const [width, height] = node.computeSize();
@@ -109,7 +114,7 @@ function showReport(node, report) {
 function expectReport(node) {
   const onExecuted = node.onExecuted;
   node.onExecuted = function (output, ...args) {
-    if (output?.rehearsal) showReport(node, output.rehearsal.join("\n"));
+    if (output?.report) showReport(node, output.report.join("\n"));
     return onExecuted?.call(this, output, ...args);
   };
 }
@@ -132,9 +137,8 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass !== "TrainLoRA") return;
-    addChart(node);
-    expectReport(node);
+    if (node.comfyClass === "TrainLoRA") addChart(node);
+    if (REPORTING.has(node.comfyClass)) expectReport(node);
   },
 
   loadedGraphNode(node) {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.errors import LongCatError, StoppedByUserError
 from ..training.events import (
     Event,
-    RehearsalDone,
+    ReportReady,
     RunFinished,
     RunStarted,
     SamplesReady,
@@ -183,7 +183,7 @@ class ComfyCallbacks:
             self._step = event.step
             self._announce("finished")
             self._say(f"finished at step {event.step}: {event.lora.name}")
-        elif isinstance(event, RehearsalDone):
+        elif isinstance(event, ReportReady):
             self._say(event.report)
 
     def should_stop(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..training.caches.cache import REFERENCES_FOLDER, TARGETS_FOLDER, TEXT_FOLDER, Cache, CacheFolders
 from ..training.data.records import TrainingSet
 from ..training.settings.dataset import DatasetConfig
-from ..training.weights.spec import ModelSpec
 from .examples import EXAMPLES, draw_example
 from .host import current_host
 from .types import (
@@ -25,7 +25,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..training.loop.stages import Stages
 
 # Saved workflows hold widgets by place: new ones only at the end.
 OPTIONAL_DATASET_FIELDS = (
@@ -111,20 +111,13 @@ class PairDatasets:
                     LONGCAT_DATASET,
                     "The pictures before the edit, or the videos' start frames, of the same file names.",
                 ),
-            },
-            "hidden": {"prompt": "PROMPT"},
+            }
         }
 
-    def pair(
-        self, targets: DatasetConfig, references: DatasetConfig, prompt: Any = None
-    ) -> tuple[TrainingSet, Tensor, str]:
-        from ..training.data.contact_sheet import contact_sheet
-        from ..training.data.sets import describe
-        from .images import to_image
-        from .rehearsal import paired
+    def pair(self, targets: DatasetConfig, references: DatasetConfig) -> dict[str, Any]:
+        from ..training.data.sets import survey_pairs
 
-        pairs = paired(targets, references, prompt)
-        return pairs, to_image([contact_sheet(pairs)]), describe(pairs)
+        return _shown([survey_pairs(targets, references)], self.DISPLAY_NAME)
 
 
 class LongCatJoinDatasets:
@@ -151,23 +144,14 @@ class LongCatJoinDatasets:
         return {
             "required": {"first": socket(kinds, "A captioned folder from LongCatDataset, or pairs.")},
             "optional": {"second": socket(kinds, "Another one, with another id.")},
-            "hidden": {"prompt": "PROMPT"},
         }
 
     def join(
-        self,
-        first: TrainingSet | DatasetConfig,
-        second: TrainingSet | DatasetConfig | None = None,
-        prompt: Any = None,
-    ) -> tuple[TrainingSet, Tensor, str]:
-        from ..training.data.contact_sheet import contact_sheet
-        from ..training.data.sets import describe, join_sets
-        from .images import to_image
-        from .rehearsal import data_of
+        self, first: TrainingSet | DatasetConfig, second: TrainingSet | DatasetConfig | None = None
+    ) -> dict[str, Any]:
+        from ..training.data.sets import training_set_of
 
-        sets = [data_of(given, prompt) for given in (first, second) if given is not None]
-        joined = join_sets(sets)
-        return joined, to_image([contact_sheet(each) for each in sets]), describe(joined)
+        return _shown([training_set_of(given) for given in (first, second) if given is not None], self.DISPLAY_NAME)
 
 
 class CacheVAELatents:
@@ -207,19 +191,21 @@ class CacheVAELatents:
 
     def cache(
         self,
-        model: ModelSpec,
+        model: Stages,
         pairs: TrainingSet | DatasetConfig,
         cache_dir_vae: str,
         reference_cache_dir_vae: str,
         unique_id: str | None = None,
     ) -> tuple[Cache, str]:
-        from .rehearsal import cache_data
+        from ..training.data.sets import training_set_of
 
         folders = CacheFolders(
-            targets=_cache_folder(cache_dir_vae, "CacheVAELatents.cache_dir_vae"),
-            references=_cache_folder(reference_cache_dir_vae, "CacheVAELatents.reference_cache_dir_vae"),
+            targets=cache_folder(cache_dir_vae, "CacheVAELatents.cache_dir_vae"),
+            references=cache_folder(reference_cache_dir_vae, "CacheVAELatents.reference_cache_dir_vae"),
         )
-        cache, report = cache_data(model, pairs, folders, unique_id)
+        data, host = training_set_of(pairs), current_host()
+        with host.work(unique_id) as callbacks:
+            cache, report = model.cache_latents(data, folders, host.device(), callbacks)
         return cache, report.text()
 
 
@@ -254,13 +240,33 @@ class LongCatCacheText:
         return _which_exist(cache_dir_text)
 
     def cache_text(
-        self, model: ModelSpec, cache: Cache, cache_dir_text: str, unique_id: str | None = None
+        self, model: Stages, cache: Cache, cache_dir_text: str, unique_id: str | None = None
     ) -> tuple[Cache, str]:
-        from .rehearsal import cache_captions
-
-        folder = _cache_folder(cache_dir_text, "LongCatCacheText.cache_dir_text")
-        complete, report = cache_captions(model, cache, folder, unique_id)
+        folder, host = cache_folder(cache_dir_text, "LongCatCacheText.cache_dir_text"), current_host()
+        with host.work(unique_id) as callbacks:
+            complete, report = model.cache_text(cache, folder, host.device(), callbacks)
         return complete, report.text()
+
+
+def _shown(sets: Sequence[TrainingSet], node: str) -> dict[str, Any]:
+    """Outputs of a node that gives `sets` as one: with contact sheets, and a report that also stands on the node.
+
+    Faults end nothing here: the stage that would use the data refuses them, and they stay visible on `node`, also when
+    ComfyUI remembers its outputs.
+    """
+    from ..training.data.contact_sheet import contact_sheet
+    from ..training.data.sets import describe, join_sets, without_files
+    from .images import to_image
+
+    sheets, found = [], []
+    for each in sets:
+        sheet, unreadable = contact_sheet(each)
+        sheets.append(sheet)
+        each = without_files(each, unreadable)
+        found.append(replace(each, found_by=each.found_by or node) if each.faults else each)
+    joined = join_sets(found)
+    report = describe(joined)
+    return {"ui": {"report": [report]}, "result": (joined, to_image(sheets), report)}
 
 
 def dataset_folder(name: str) -> Path:
@@ -270,7 +276,7 @@ def dataset_folder(name: str) -> Path:
     return roots.resolve_folder(name, "LongCatDataset.instance_data_dir")
 
 
-def _cache_folder(name: str, what: str) -> Path:
+def cache_folder(name: str, what: str) -> Path:
     """A folder below the host's cache folder, or an absolute one inside the allowed data folders.
 
     Raises:
@@ -284,7 +290,7 @@ def _cache_folder(name: str, what: str) -> Path:
 
 def _which_exist(*names: str) -> str:
     """Differs after a cache folder was deleted, so that ComfyUI runs the node again instead of remembering it."""
-    return ",".join(str(_cache_folder(name, "cache folder").is_dir()) for name in names)
+    return ",".join(str(cache_folder(name, "cache folder").is_dir()) for name in names)
 
 
 NODES: dict[str, type] = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..training.settings.sampling import SampleConfig
-from ..training.weights.spec import ModelSpec
 from .host import current_host
-from .rehearsal import fitted
 from .types import LONGCAT_MODEL, configured, own_check, socket, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..training.loop.stages import Stages
     from ..training.sampling.picture import Conditioning as EncodedPrompt
 
 Conditioning = list[list[Any]]
@@ -52,7 +51,7 @@ class EncodeEditPrompt:
 
     def encode(
         self,
-        model: ModelSpec,
+        model: Stages,
         reference: Tensor,
         prompt: str,
         negative_prompt: str,
@@ -62,11 +61,11 @@ class EncodeEditPrompt:
         from ..training.sampling.edit import encode_edit
         from .images import one_picture
 
-        size = fitted(model, "EncodeEditPrompt", configured(EncodeEditPrompt, SampleConfig, settings))
+        size = model.fitted(configured(EncodeEditPrompt, SampleConfig, settings))
         picture = one_picture(reference, "EncodeEditPrompt.reference")
         host = current_host()
         with host.work(unique_id) as callbacks:
-            encoded = encode_edit(model, picture, (prompt, negative_prompt), size, host.device(), callbacks)
+            encoded = encode_edit(model.spec, picture, (prompt, negative_prompt), size, host.device(), callbacks)
         return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 
@@ -98,13 +97,13 @@ class LongCatEncodePrompt:
         }
 
     def encode(
-        self, model: ModelSpec, prompt: str, negative_prompt: str, unique_id: str | None = None
+        self, model: Stages, prompt: str, negative_prompt: str, unique_id: str | None = None
     ) -> tuple[Conditioning, Conditioning]:
         from ..training.sampling.t2i import encode_prompts
 
         host = current_host()
         with host.work(unique_id) as callbacks:
-            encoded = encode_prompts(model, (prompt, negative_prompt), host.device(), callbacks)
+            encoded = encode_prompts(model.spec, (prompt, negative_prompt), host.device(), callbacks)
         return _conditioning(encoded[0]), _conditioning(encoded[1])
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
 from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LongCatError
+from ..training.events import Callbacks, NoCallbacks
 from ..training.settings.model import ModelConfig
 from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .types import LONGCAT_MODEL, Widget, configured, widget, widgets
 
 if TYPE_CHECKING:
+    from ..training.loop.stages import Stages
     from ..training.weights.single_file import Kind
 
 FILES: dict[str, Kind] = {"transformer_file": "transformer", "vae_file": "vae", "text_encoder_file": "text_encoder"}
@@ -28,7 +30,7 @@ REHEARSAL = (
 
 
 class LoadLongCat:
-    """Checks the choice and returns a spec."""
+    """Checks the choice; decides whether the model or its twin goes through the stages."""
 
     DISPLAY_NAME = "Load LongCat"
     DESCRIPTION = (
@@ -57,50 +59,38 @@ class LoadLongCat:
     def IS_CHANGED(cls, unique_id: str | None = None, rehearsal: bool = False, **choice: Any) -> str:
         try:
             # Files that have come or gone since may be another choice.
-            files = _handle(ModelConfig(**choice), None).files
+            files = model_spec(ModelConfig(**choice), NoCallbacks()).files
         except LongCatError:
             # The node itself will say so.
             return ""
         paths = (files.transformer, files.vae, files.text_encoder) if files else ()
         return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
-    def load(self, rehearsal: bool = False, unique_id: str | None = None, **settings: Any) -> tuple[ModelSpec]:
-        config = configured(LoadLongCat, ModelConfig, settings)
-        return (_rehearsing(config, unique_id) if rehearsal else _handle(config, unique_id),)
+    def load(self, rehearsal: bool = False, unique_id: str | None = None, **settings: Any) -> tuple[Stages]:
+        from ..training.loop.stages import RealStages
+
+        config, host = configured(LoadLongCat, ModelConfig, settings), current_host()
+        choose = functools.partial(model_spec, callbacks=host.callbacks(unique_id))
+        if rehearsal:
+            from ..training.rehearsal.stages import rehearsal_of
+
+            return (rehearsal_of(config, choose, host.models_dirs(), host.cache_dir()),)
+        return (RealStages(spec=choose(config)),)
 
 
-def _handle(config: ModelConfig, node_id: str | None) -> ModelSpec:
+def model_spec(config: ModelConfig, callbacks: Callbacks) -> ModelSpec:
+    """The model that `config` chooses among the host's.
+
+    Raises:
+        ConfigError, ModelError, PathError: as `choose_model`; or a precision needs a package that is not installed.
+    """
     from ..training.weights.choice import choose_model
     from ..training.weights.quantisation import ensure_available
 
     for precision in (config.base_model_precision, config.text_encoder_1_precision):
         ensure_available(precision)
     host = current_host()
-    return choose_model(
-        config, host.models_dirs(), host.model_roots(), host.single_file_dirs(), host.callbacks(node_id)
-    )
-
-
-def _rehearsing(config: ModelConfig, node_id: str | None) -> ModelSpec:
-    """The tiny twin of `config`, with what would fail where the real model is chosen."""
-    from ..training.weights.quantisation import ensure_available
-    from ..training.weights.spec import Rehearsal
-    from .graph.tiny import tiny_config
-
-    faults: dict[str, None] = {}
-    real = ModelSpec(config=config, models_dirs=current_host().models_dirs())
-    for precision in (config.base_model_precision, config.text_encoder_1_precision):
-        try:
-            ensure_available(precision)
-        except LongCatError as error:
-            faults[str(error)] = None
-    if not faults:
-        try:
-            real = _handle(config, node_id)
-        except LongCatError as error:
-            faults[str(error)] = None
-    twin = _handle(tiny_config("LoadLongCat", config), node_id)
-    return replace(twin, rehearsal=Rehearsal(model=real, faults=tuple(faults)))
+    return choose_model(config, host.models_dirs(), host.model_roots(), host.single_file_dirs(), callbacks)
 
 
 def _file_widgets() -> dict[str, Widget]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LoraFileError
 from ..training.lora.names import LAYOUTS, PORTABLE
 from ..training.paths import check_name
-from ..training.weights.spec import LoraUse, ModelSpec
+from ..training.weights.spec import LoraUse
 from .host import current_host
 from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, text
+
+if TYPE_CHECKING:
+    from ..training.loop.stages import Stages
 
 NO_LORA = "none"
 
@@ -48,14 +51,11 @@ class LongCatLoadLoRA:
     def IS_CHANGED(cls, lora_name: str = NO_LORA, **_others: Any) -> str:
         return _state_of(_find_lora(lora_name, cls.__name__))
 
-    def load(
-        self, model: ModelSpec, lora_name: str, strength: float, lora: TrainedLora | None = None
-    ) -> tuple[ModelSpec]:
+    def load(self, model: Stages, lora_name: str, strength: float, lora: TrainedLora | None = None) -> tuple[Stages]:
         path = lora.path if lora is not None else _find_lora(lora_name, type(self).__name__)
-        if lora is None and model.rehearsal is not None:
-            # A LoRA of the real model fits no module of the twin.
-            path = None
-        return (model if path is None else model.with_lora(LoraUse(path=path, strength=strength)),)
+        if path is None:
+            return (model,)
+        return (model.with_lora(LoraUse(path=path, strength=strength), made_here=lora is not None),)
 
 
 class LongCatConvertLoRA:
@@ -104,10 +104,9 @@ class LongCatConvertLoRA:
             )
         name = output_name.strip().removesuffix(".safetensors") or f"{_name_of(path)}-{layout}"
         check_name("LongCatConvertLoRA.output_name", name)
-        # That of a rehearsal stays with its twin's.
-        folder = lora.path.parent if lora is not None and lora.report else current_host().lora_dirs()[0]
-        written = convert_lora(path, layout, folder / name)
-        converted = TrainedLora(path=written, folder=written.parent)
+        lora_dir = (lora.lora_dir if lora is not None else None) or current_host().lora_dirs()[0]
+        written = convert_lora(path, layout, lora_dir / name)
+        converted = TrainedLora(path=written, folder=written.parent, lora_dir=lora_dir)
         return {"ui": {"text": [str(written)]}, "result": (converted, str(written))}
 
 

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..training.settings.sampling import SampleConfig, TextToImageConfig, VideoSampleConfig
-from ..training.weights.spec import ModelSpec
 from .encode import Conditioning
 from .host import current_host
-from .rehearsal import fitted
 from .types import LONGCAT_MODEL, Widget, configured, own_check, socket, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..training.loop.stages import Stages
     from ..training.sampling.clip import ClipSample
     from ..training.sampling.picture import Conditioning as EncodedPrompt
     from ..training.sampling.picture import PictureSample
@@ -49,7 +48,7 @@ class LongCatSampleEdit:
 
     def sample(
         self,
-        model: ModelSpec,
+        model: Stages,
         positive: Conditioning,
         negative: Conditioning,
         unique_id: str | None = None,
@@ -57,7 +56,7 @@ class LongCatSampleEdit:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from ..training.sampling.edit import sample_edit
 
-        config = fitted(model, "LongCatSampleEdit", configured(LongCatSampleEdit, SampleConfig, settings))
+        config = model.fitted(configured(LongCatSampleEdit, SampleConfig, settings))
         prompts = _prompts("LongCatSampleEdit", positive, negative, "EncodeEditPrompt")
         return _sample(sample_edit, config, model, prompts, unique_id)
 
@@ -92,7 +91,7 @@ class LongCatSampleT2I:
 
     def sample(
         self,
-        model: ModelSpec,
+        model: Stages,
         positive: Conditioning,
         negative: Conditioning,
         unique_id: str | None = None,
@@ -100,7 +99,7 @@ class LongCatSampleT2I:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from ..training.sampling.t2i import sample_t2i
 
-        config = fitted(model, "LongCatSampleT2I", configured(LongCatSampleT2I, TextToImageConfig, settings))
+        config = model.fitted(configured(LongCatSampleT2I, TextToImageConfig, settings))
         prompts = _prompts("LongCatSampleT2I", positive, negative, "LongCatEncodePrompt")
         return _sample(sample_t2i, config, model, prompts, unique_id)
 
@@ -127,7 +126,7 @@ class LongCatSampleT2V:
 
     def sample(
         self,
-        model: ModelSpec,
+        model: Stages,
         positive: Conditioning,
         negative: Conditioning,
         unique_id: str | None = None,
@@ -135,9 +134,9 @@ class LongCatSampleT2V:
     ) -> tuple[Tensor, dict[str, Tensor], float]:
         from .images import clip_to_image
 
-        config = fitted(model, "LongCatSampleT2V", configured(LongCatSampleT2V, VideoSampleConfig, settings))
+        config = model.fitted(configured(LongCatSampleT2V, VideoSampleConfig, settings))
         prompts = _prompts("LongCatSampleT2V", positive, negative, "LongCatEncodePrompt")
-        sample = _sample_clip(config, model, prompts, None, unique_id)
+        sample = _sample_clip(config, model.spec, prompts, None, unique_id)
         return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
 
 
@@ -177,7 +176,7 @@ class SampleI2V:
 
     def sample(
         self,
-        model: ModelSpec,
+        model: Stages,
         positive: Conditioning,
         negative: Conditioning,
         start_frame: Tensor,
@@ -185,17 +184,17 @@ class SampleI2V:
         unique_id: str | None = None,
         **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor], float]:
-        config = fitted(model, "SampleI2V", configured(SampleI2V, VideoSampleConfig, settings))
+        config = model.fitted(configured(SampleI2V, VideoSampleConfig, settings))
         start = _start(config, start_frame, previous_frames)
         prompts = _prompts("SampleI2V", positive, negative, "LongCatEncodePrompt")
-        sample = _sample_clip(config, model, prompts, start, unique_id)
+        sample = _sample_clip(config, model.spec, prompts, start, unique_id)
         return _with_previous(sample, previous_frames), {"samples": sample.raw_latents}, config.fps
 
 
 def _sample(
     sampler: Callable[..., PictureSample],
     config: SampleConfig,
-    model: ModelSpec,
+    model: Stages,
     prompts: tuple[EncodedPrompt, EncodedPrompt],
     node_id: str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -203,7 +202,7 @@ def _sample(
 
     host = current_host()
     with host.work(node_id) as callbacks:
-        sample = sampler(config, model, prompts, host.device(), callbacks, host.preview)
+        sample = sampler(config, model.spec, prompts, host.device(), callbacks, host.preview)
     return pixels_to_image(sample.pixels), {"samples": sample.raw_latents}
 
 
@@ -245,7 +244,7 @@ def _with_previous(sample: ClipSample, previous_frames: Tensor | None) -> Tensor
 
 def _sample_clip(
     config: VideoSampleConfig,
-    model: ModelSpec,
+    model: Stages,
     prompts: tuple[EncodedPrompt, EncodedPrompt],
     start: Tensor | None,
     node_id: str | None,
@@ -254,7 +253,7 @@ def _sample_clip(
 
     host = current_host()
     with host.work(node_id) as callbacks:
-        return sample_clip(config, model, prompts, start, host.device(), callbacks, host.preview)
+        return sample_clip(config, model.spec, prompts, start, host.device(), callbacks, host.preview)
 
 
 def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPrompt:

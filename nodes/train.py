@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ..training.caches.cache import Cache
 from ..training.settings.run import TrainConfig, TrainingOptions
 from ..training.settings.validation import ValidationConfig
-from ..training.weights.spec import ModelSpec
 from .host import current_host
 from .types import (
     LONGCAT_CACHE,
@@ -24,8 +23,8 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from ..training.loop.stages import Stages
     from ..training.loop.train import TrainResult
-    from ..training.rehearsal.report import RehearsalReport
 
 
 class LongCatValidation:
@@ -120,7 +119,7 @@ class TrainLoRA:
 
     def train(
         self,
-        model: ModelSpec,
+        model: Stages,
         cache: Cache,
         validation: ValidationPlan | None = None,
         options: TrainingOptions | None = None,
@@ -134,14 +133,13 @@ class TrainLoRA:
             options=options or TrainingOptions(),
             validation=validation.config if validation else None,
         )
-        return _outputs(*_train(config, model, cache, validation.cache if validation else None, unique_id))
+        return _outputs(_train(config, model, cache, validation.cache if validation else None, unique_id))
 
 
 def _train(
-    config: TrainConfig, model: ModelSpec, cache: Cache, validation_cache: Cache | None, node_id: str | None
-) -> tuple[TrainResult, RehearsalReport | None]:
-    from ..training.loop.train import RunPlaces, train
-    from .rehearsal import rehearse_training
+    config: TrainConfig, model: Stages, cache: Cache, validation_cache: Cache | None, node_id: str | None
+) -> TrainResult:
+    from ..training.loop.train import RunPlaces
 
     host = current_host()
     places = RunPlaces(
@@ -151,12 +149,10 @@ def _train(
         validation_cache=validation_cache,
     )
     with host.work(node_id) as callbacks:
-        if model.rehearsal is not None:
-            return rehearse_training(config, model, cache, places, callbacks)
-        return train(config, model, cache, places, callbacks), None
+        return model.train(config, cache, places, callbacks)
 
 
-def _outputs(result: TrainResult, report: RehearsalReport | None) -> dict[str, Any]:
+def _outputs(result: TrainResult) -> dict[str, Any]:
     from ..training.data.media import read_image
     from ..training.loop.loss_curve import draw_loss_curve
     from .images import grey_image, shown_in_ui, to_image
@@ -165,11 +161,11 @@ def _outputs(result: TrainResult, report: RehearsalReport | None) -> dict[str, A
     return {
         "ui": {
             "text": [f"{result.step} steps: {result.lora}"],
-            **({"rehearsal": [report.text()]} if report else {}),
+            **({"report": [result.report.text()]} if result.report else {}),
             "images": shown_in_ui(result.samples, current_host().runs_dir().parent),
         },
         "result": (
-            TrainedLora(path=result.lora, folder=result.folder, report=report),
+            TrainedLora(path=result.lora, folder=result.folder, lora_dir=result.lora.parent, report=result.report),
             str(result.lora),
             {"loss": [float(loss) for loss in result.losses]},
             to_image([draw_loss_curve(result.losses)]),

@@ -15,10 +15,10 @@ from ..training.settings.option import Option, option_of
 from ..training.settings.validation import ValidationConfig
 
 if TYPE_CHECKING:
-    from ..training.rehearsal.report import RehearsalReport
+    from ..training.loop.train import Report
 
 LONGCAT_MODEL = "LONGCAT_MODEL"
-"""`ModelSpec`"""
+"""`Stages`"""
 LONGCAT_DATASET = "LONGCAT_DATASET"
 """`DatasetConfig`, its folder absolute and inside the allowed roots"""
 LONGCAT_PAIRS = "LONGCAT_PAIRS"
@@ -55,8 +55,10 @@ class TrainedLora:
 
     path: Path
     folder: Path
-    report: RehearsalReport | None = None
-    """What a rehearsal found; its LoRA is the twin's and fits no real model."""
+    lora_dir: Path | None = None
+    """Where files made of it go; None: the host's own folder of LoRAs."""
+    report: Report | None = None
+    """What else there is to say of the run."""
 
 
 def widget(config_class: type, name: str, **overrides: Any) -> Widget:

@@ -68,20 +68,13 @@ class RunFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RehearsalDone:
+class ReportReady:
     report: str
     """Several lines, for people."""
 
 
 Event = (
-    StageProgress
-    | RunStarted
-    | StepReport
-    | SamplesReady
-    | CheckpointSaved
-    | WarningRaised
-    | RunFinished
-    | RehearsalDone
+    StageProgress | RunStarted | StepReport | SamplesReady | CheckpointSaved | WarningRaised | RunFinished | ReportReady
 )
 
 

@@ -112,7 +112,7 @@ def _run_node(
     node = graph[node_id]
     node_class = classes[node["class_type"]]
     signature = signature_of(node_class)
-    values = _hidden_values(node_class, node_id, graph)
+    values = _hidden_values(node_class, node_id)
     for spec in signature.inputs:
         if spec.name in node["inputs"]:
             value = node["inputs"][spec.name]
@@ -124,6 +124,6 @@ def _run_node(
     return tuple(result)
 
 
-def _hidden_values(node_class: type, node_id: str, graph: Mapping[str, Any]) -> dict[str, Any]:
-    known = {"UNIQUE_ID": node_id, "PROMPT": graph}
+def _hidden_values(node_class: type, node_id: str) -> dict[str, Any]:
+    known = {"UNIQUE_ID": node_id}
     return {name: known.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()}

@@ -16,7 +16,7 @@ from ...training.events import (
     Callbacks,
     CheckpointSaved,
     Event,
-    RehearsalDone,
+    ReportReady,
     RunFinished,
     RunStarted,
     SamplesReady,
@@ -248,8 +248,8 @@ class TerminalCallbacks:
         elif isinstance(event, RunFinished):
             self.host.wrote(event.lora)
             say(f"finished at step {event.step}: {event.lora}")
-        elif not isinstance(event, RehearsalDone):
-            # The report of a rehearsal is printed when everything has ended.
+        elif not isinstance(event, ReportReady):
+            # Reports are printed when everything has ended.
             say(_other_line(event))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...training.errors import ConfigError, LongCatError
 from ...training.files import read_json
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
-from ...training.weights.spec import ModelSpec
+from ...training.rehearsal.stages import RehearsalStages
 from ..graph.check import check_shape, find_faults, label, repaired, with_sources
 from ..graph.core_nodes import node_classes
 from ..graph.override import apply_settings
@@ -106,6 +106,6 @@ def _is_report(error: LongCatError) -> bool:
 
 def _without_training(path: Path, outputs: Mapping[str, tuple]) -> RehearsalReport:
     """What is known although no trainer was reached."""
-    models = [value for values in outputs.values() for value in values if isinstance(value, ModelSpec)]
-    faults = dict.fromkeys(fault for model in models if model.rehearsal for fault in model.rehearsal.faults)
+    models = [value for values in outputs.values() for value in values if isinstance(value, RehearsalStages)]
+    faults = dict.fromkeys(fault for model in models for fault in model.faults)
     return RehearsalReport(title=f"Rehearsal of {path}", faults=tuple(faults))

@@ -35,7 +35,7 @@ def test_rehearsal_then_the_real_run(server, graph):
     named(graph, "LoadLongCat")[1]["rehearsal"] = True
     train, inputs = named(graph, "TrainLoRA")
     outputs = server.run(graph)
-    (report,) = outputs[train]["rehearsal"]
+    (report,) = outputs[train]["report"]
     for words in ("Your 2 pairs, captions, caches, training (8 steps)", "b.png cannot be read", "1000 of batch 1"):
         assert words in report
     assert len(outputs[train]["images"]) == 2
@@ -46,5 +46,8 @@ def test_rehearsal_then_the_real_run(server, graph):
     real = copy.deepcopy(graph)
     named(real, "LoadLongCat")[1].update(rehearsal=False, model_flavour="tiny-edit", base_model_precision="bf16")
     entry = server.wait(server.queue(real))
-    # PairDatasets may be remembered from the rehearsal: the stage after it refuses what is faulty.
-    assert "b.png cannot be read" in server.error_of(entry)
+    # Pair Datasets is remembered from the rehearsal: it shows its fault again, and the stage after it refuses.
+    error = server.error_of(entry)
+    assert "Found by Pair Datasets" in error and "b.png cannot be read" in error
+    pairs, _ = named(real, "PairDatasets")
+    assert "b.png cannot be read" in entry["outputs"][pairs]["report"][0]

@@ -140,15 +140,25 @@ test("a removed node is let go, and its own onRemoved still runs", () => {
 test("a rehearsal's report gets a field of its own, which a newer one takes over", () => {
   const node = addNode(60, "nightly");
   const widgets = node.widgets.length;
-  node.onExecuted({ text: ["8 steps: nightly"], rehearsal: ["Rehearsal of nightly\nWhat would fail: nothing was found."] });
+  node.onExecuted({ text: ["8 steps: nightly"], report: ["Rehearsal of nightly\nWhat would fail: nothing was found."] });
   const report = node.widgets.at(-1);
-  assert.equal(report.name, "rehearsal_report");
+  assert.equal(report.name, "longcat_report");
   assert.match(report.element.value, /nothing was found/);
   assert.equal(report.element.readOnly, true);
   assert.equal(report.serialize, false);
-  node.onExecuted({ rehearsal: ["Rehearsal of nightly\nWhat would fail:"] });
+  node.onExecuted({ report: ["Rehearsal of nightly\nWhat would fail:"] });
   assert.equal(node.widgets.length, widgets + 1);
   assert.match(report.element.value, /What would fail:$/);
+});
+
+test("faults of the data are shown on the node that found them, which has no chart", () => {
+  const node = { comfyClass: "PairDatasets", widgets: [], size: [1, 1] };
+  const { addDOMWidget, computeSize, setSize } = addNode(63, "nightly");
+  extension.nodeCreated(Object.assign(node, { addDOMWidget, computeSize, setSize }));
+  assert.equal(node.widgets.length, 0);
+  node.onExecuted({ report: ["2 pairs in 1 bucket:\nFault: b.txt is missing"] });
+  assert.deepEqual(node.widgets.map((widget) => widget.name), ["longcat_report"]);
+  assert.match(node.widgets[0].element.value, /Fault: b.txt/);
 });
 
 test("a run that is no rehearsal brings no report, and other listeners still hear of it", () => {

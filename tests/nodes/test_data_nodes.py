@@ -1,5 +1,6 @@
 """Datasets, joined datasets and what the caches take, as nodes."""
 
+import re
 import shutil
 
 import pytest
@@ -20,7 +21,15 @@ def dataset(folder=TARGETS, id="mine", kind="image", captions="textfile", resolu
 
 
 def pairs(id="mine"):
-    return PairDatasets().pair(dataset(id=id), dataset(REFERENCES, "refs", "conditioning", "none"))
+    return paired(dataset(id=id), dataset(REFERENCES, "refs", "conditioning", "none"))
+
+
+def paired(targets, references):
+    return PairDatasets().pair(targets, references)["result"]
+
+
+def join(*sets):
+    return LongCatJoinDatasets().join(*sets)["result"]
 
 
 def model(flavour):
@@ -63,27 +72,25 @@ def test_every_setting_of_a_dataset_is_a_widget_and_arrives(module_host):
 
 def test_joins_folders_and_pairs(module_host):
     first, second = dataset(), dataset(REFERENCES, "plain", captions="filename", repeats=1, resolution="64,128")
-    joined, sheets, report = LongCatJoinDatasets().join(first, second)
+    joined, sheets, report = join(first, second)
     assert [source.targets.id for source in joined.sources] == ["mine", "plain"]
     assert len(joined.records) == 12 + 24
     assert sheets.shape[0] == 2 and sheets.shape[3] == 3
     assert report.startswith("36 pictures of 24 files in 2 buckets, 60 samples an epoch")
-    nested, _, _ = LongCatJoinDatasets().join(joined, dataset(id="third"))
+    nested, _, _ = join(joined, dataset(id="third"))
     assert len(nested.records) == 48
-    both, _, report = LongCatJoinDatasets().join(pairs("one")[0], pairs("two")[0])
+    both, _, report = join(pairs("one")[0], pairs("two")[0])
     assert len(both.records) == 24 and report.startswith("24 pairs of 12 files")
 
 
 def test_one_captioned_folder_has_its_contact_sheet(module_host):
-    alone, sheet, report = LongCatJoinDatasets().join(dataset())
+    alone, sheet, report = join(dataset())
     assert len(alone.records) == 12 and sheet.shape[0] == 1
     assert report.splitlines()[0] == "12 pictures in 1 bucket:"
 
 
 def test_the_captioned_example_is_drawn_on_first_use(module_host):
-    dataset, _, report = LongCatJoinDatasets().join(
-        LongCatDataset().describe(instance_data_dir=examples.CAPTIONED, id="a", **CAPTIONED)[0]
-    )
+    dataset, _, report = join(LongCatDataset().describe(instance_data_dir=examples.CAPTIONED, id="a", **CAPTIONED)[0])
     assert report.startswith("12 pictures") and all(" background" in r.caption for r in dataset.records[:2])
     (module_host.home / "input" / "longcat-example-captioned" / "mine.txt").write_text("mine", encoding="utf-8")
     LongCatDataset().describe(instance_data_dir=examples.CAPTIONED, id="a", **CAPTIONED)
@@ -92,11 +99,11 @@ def test_the_captioned_example_is_drawn_on_first_use(module_host):
 
 def test_the_same_dataset_twice_is_refused(module_host):
     with pytest.raises(DataError, match="'mine'.*raise repeats"):
-        LongCatJoinDatasets().join(dataset(), pairs()[0])
+        join(dataset(), pairs()[0])
 
 
 def test_warnings_reach_the_report_of_the_pairs(module_host):
-    _, _, report = PairDatasets().pair(dataset(), dataset(REFERENCES, "refs", "conditioning", "filename"))
+    _, _, report = paired(dataset(), dataset(REFERENCES, "refs", "conditioning", "filename"))
     assert "Warning: 12 of 12 references (dataset 'refs') have captions" in report
 
 
@@ -104,9 +111,7 @@ def test_a_captioned_folder_is_cached_as_it_is(module_host):
     cache, report = CacheVAELatents().cache(model("tiny"), dataset(), "vae/targets", "vae/references")
     assert len(cache.records) == 12 and not any(cached.cond_latents for cached in cache.records)
     assert report.startswith("latents: 0 reused, 12 encoded")
-    again, _ = CacheVAELatents().cache(
-        model("tiny"), LongCatJoinDatasets().join(dataset())[0], "vae/targets", "vae/references"
-    )
+    again, _ = CacheVAELatents().cache(model("tiny"), join(dataset())[0], "vae/targets", "vae/references")
     assert again == cache
 
 
@@ -124,9 +129,9 @@ def test_data_of_the_other_kind_is_refused_at_once(module_host, flavour, words):
 def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
     clips, starts = examples.CLIPS, examples.START_FRAMES
     videos = dataset(clips, kind="video", num_frames=9)
-    paired, sheet, report = PairDatasets().pair(videos, dataset(starts, "starts", "conditioning", "none"))
-    assert [record.shape for record in paired.records] == [(64, 64, 9)] * 12
-    assert all(record.is_i2v and record.references for record in paired.records)
+    clips_of, sheet, report = paired(videos, dataset(starts, "starts", "conditioning", "none"))
+    assert [record.shape for record in clips_of.records] == [(64, 64, 9)] * 12
+    assert all(record.is_i2v and record.references for record in clips_of.records)
     assert sheet.shape[0] == 1 and sheet.shape[3] == 3
     assert report.splitlines() == [
         "12 clips in 1 bucket:",
@@ -134,7 +139,7 @@ def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
         "Videos: 12 at 15 frames per second; 93 frames. Clips are taken at 15 per second.",
         "Image-to-video: 12 clips go on from a start frame of the other folder.",
     ]
-    alone, sheet, report = LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=9, is_i2v=True))
+    alone, sheet, report = join(dataset(clips, kind="video", num_frames=9, is_i2v=True))
     assert "12 clips go on from their own first frame" in report
     assert not any(record.references for record in alone.records) and sheet.shape[0] == 1
 
@@ -146,12 +151,18 @@ def test_missing_start_frames_stop_before_a_model_is_loaded(module_host):
     gone = sorted(partly.iterdir())[2]
     gone.unlink()
     videos = dataset(clips, kind="video", num_frames=9)
-    with pytest.raises(DataError, match=f"1 of 12 videos have no picture .* start frames: {gone.stem}.mp4"):
-        PairDatasets().pair(videos, dataset("partly", "starts", "conditioning", "none"))
+    found, _, report = paired(videos, dataset("partly", "starts", "conditioning", "none"))
+    fault = f"1 of 12 videos have no picture .* start frames: {gone.stem}.mp4"
+    assert re.search(f"Fault: {fault}", report)
+    with pytest.raises(DataError, match=f"Found by Pair Datasets: {fault}"):
+        CacheVAELatents().cache(model("tiny"), found, "none/targets", "none/references")
     with pytest.raises(ConfigError, match="num_frames is 10;.* Use 9 or 13"):
         dataset(clips, kind="video", num_frames=10)
-    with pytest.raises(DataError, match="12 of 12 videos are too short.*\\(93 of 97\\)"):
-        LongCatJoinDatasets().join(dataset(clips, kind="video", num_frames=97))
+    found, _, report = join(dataset(clips, kind="video", num_frames=97))
+    assert re.search(r"Fault: 12 of 12 videos are too short.*\(93 of 97\)", report)
+    with pytest.raises(DataError, match=r"Found by Join Datasets: 12 of 12 videos are too short"):
+        CacheVAELatents().cache(model("tiny"), found, "none/targets", "none/references")
+    assert not (module_host.cache_dir() / "none").exists()
 
 
 def test_a_changed_folder_of_pictures_is_a_changed_video(module_host):

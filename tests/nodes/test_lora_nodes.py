@@ -5,6 +5,7 @@ import torch
 from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
 from comfyui_longcat.nodes.types import TrainedLora
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
+from comfyui_longcat.training.loop.stages import RealStages
 from comfyui_longcat.training.lora.file import read_lora
 from comfyui_longcat.training.lora.names import IMAGE, VIDEO
 from comfyui_longcat.training.settings.model import ModelConfig
@@ -78,10 +79,10 @@ def test_a_folder_that_peft_saved_is_called_by_its_own_name(host, lora):
     folder, _ = LongCatConvertLoRA().convert("cats.safetensors", "peft", "dogs")["result"]
     _, path = LongCatConvertLoRA().convert("none", "kohya", "", lora=folder)["result"]
     assert path == str(host.home / "loras" / "dogs-kohya.safetensors")
-    model = ModelSpec(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=host.models)
+    model = RealStages(spec=ModelSpec(config=ModelConfig(model_flavour="tiny-edit"), models_dirs=host.models))
     (stacked,) = LongCatLoadLoRA().load(model, "cats.safetensors", 0.5)
     (stacked,) = LongCatLoadLoRA().load(stacked, "dogs/adapter_model.safetensors", -1.0)
-    assert stacked.loras == (LoraUse(path=lora, strength=0.5), LoraUse(path=folder.path, strength=-1.0))
+    assert stacked.spec.loras == (LoraUse(path=lora, strength=0.5), LoraUse(path=folder.path, strength=-1.0))
 
 
 def test_a_taken_name_gets_a_number(host, lora):

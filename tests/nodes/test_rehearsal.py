@@ -4,19 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_longcat.nodes.data import CacheVAELatents, LongCatCacheText, LongCatDataset, PairDatasets
+from comfyui_longcat.nodes.data import (
+    CacheVAELatents,
+    LongCatCacheText,
+    LongCatDataset,
+    LongCatJoinDatasets,
+    PairDatasets,
+)
 from comfyui_longcat.nodes.encode import EncodeEditPrompt
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
 from comfyui_longcat.nodes.sample import LongCatSampleEdit
 from comfyui_longcat.nodes.train import LongCatTrainingOptions, LongCatValidation, TrainLoRA
 from comfyui_longcat.training.errors import ConfigError, DataError
-from comfyui_longcat.training.events import RehearsalDone
+from comfyui_longcat.training.events import ReportReady
 from comfyui_longcat.training.rehearsal.report import RehearsalError
 from PIL import Image
-
-PROMPT = {"1": {"class_type": "LoadLongCat", "inputs": {"rehearsal": True}}}
-"""What a host gives to hidden inputs PROMPT while the graph is rehearsed."""
 
 RUN = {"max_train_steps": 500, "learning_rate": 1e-4, "lora_rank": 8, "train_batch_size": 1, "seed": 3}
 
@@ -62,8 +65,8 @@ def sides():
     )
 
 
-def cached(model, prompt=PROMPT):
-    pairs, sheet, report = PairDatasets().pair(*sides(), prompt=prompt)
+def cached(model):
+    pairs, _, _ = PairDatasets().pair(*sides())["result"]
     latents, _ = CacheVAELatents().cache(model, pairs, "vae/targets", "vae/references")
     return LongCatCacheText().cache_text(model, latents, "text")[0]
 
@@ -77,19 +80,19 @@ def data(host):
 def test_the_users_graph_is_tried_and_reported(host, data):
     (data / "after" / "b.png").write_bytes((data / "after" / "b.png").read_bytes()[:5000])
     model = load()
-    assert model.config.model_flavour == "tiny-edit" and model.rehearsal.model.config.model_flavour == "edit"
+    assert model.spec.config.model_flavour == "tiny-edit" and model.real.config.model_flavour == "edit"
     cache = cached(model)
     assert {each.bucket for each in cache.real.dataset.records} == {(640, 384)}
     assert {each.record.bucket for each in cache.records} == {(80, 48)}, "the aspect stays"
     plan = LongCatValidation().plan(**defaults(LongCatValidation) | {"num_samples": 1})[0]
     options = LongCatTrainingOptions().choose(**defaults(LongCatTrainingOptions))[0]
     result = TrainLoRA().train(model, cache, run_name="mine", **RUN, validation=plan, options=options)
-    (text,) = result["ui"]["rehearsal"]
+    (text,) = result["ui"]["report"]
     assert "Your 2 pairs, captions, caches, training (8 steps), validation" in text
     assert "b.png cannot be read as a picture" in text
     assert "500 of batch 1, that is 250.0 epochs of 2 samples" in text
     assert "graphics memory: about" in text
-    (done,) = [event for event in host.events if isinstance(event, RehearsalDone)]
+    (done,) = [event for event in host.events if isinstance(event, ReportReady)]
     assert done.report == text
     lora, path, losses, *_ = result["result"]
     assert len(losses["loss"]) == 8
@@ -109,26 +112,34 @@ def test_rehearsing_again_begins_anew(host, data):
     assert first["result"][2] == again["result"][2]
 
 
-def test_faults_stop_every_stage_that_is_no_rehearsal(host, data):
+def test_faults_are_shown_where_they_are_found_and_stop_every_stage_that_is_no_rehearsal(host, data):
     (data / "after" / "b.txt").unlink()
-    with pytest.raises(DataError, match=r"b\.txt"):
-        PairDatasets().pair(*sides(), prompt={"1": {"class_type": "LoadLongCat", "inputs": {"rehearsal": False}}})
-    pairs, _, report = PairDatasets().pair(*sides(), prompt=PROMPT)
-    assert len(pairs.records) == 2 and "b.txt" in report
-    # ComfyUI may remember the pairs of the rehearsal when the option is switched off.
-    with pytest.raises(DataError, match=r"b\.txt"):
-        CacheVAELatents().cache(load(rehearsal=False, flavour="tiny-edit"), pairs, "vae/targets", "vae/references")
+    (data / "before" / "c.png").write_bytes((data / "before" / "c.png").read_bytes()[:5000])
+    paired = PairDatasets().pair(*sides())
+    pairs, _, report = paired["result"]
+    assert len(pairs.records) == 1
+    # ComfyUI shows this again on Pair Datasets whenever it remembers the outputs.
+    assert paired["ui"] == {"report": [report]} and "b.txt" in report and "c.png" in report
+    joined = LongCatJoinDatasets().join(pairs)["result"][0]
+    for found in (pairs, joined):
+        with pytest.raises(DataError, match=r"^Found by Pair Datasets: (.|\n)*b\.txt(.|\n)*c\.png"):
+            CacheVAELatents().cache(load(rehearsal=False, flavour="tiny-edit"), found, "vae/targets", "vae/references")
+    assert not any("loading" in getattr(event, "stage", "") for event in host.events)
+    assert not (host.cache_dir() / "vae").exists()
+    # A folder that no node has looked at before.
+    with pytest.raises(DataError, match=r"^1 of 3 pictures have no caption(.|\n)*b\.txt"):
+        CacheVAELatents().cache(load(rehearsal=False, flavour="tiny"), sides()[0], "vae/targets", "vae/references")
 
 
 def test_latents_of_the_twin_never_reach_another_model(host, data):
     model, other = load(), load(rehearsal=False, flavour="tiny-edit")
     cache = cached(model)
-    with pytest.raises(ConfigError, match="one of a rehearsal"):
+    with pytest.raises(ConfigError, match="for a rehearsal"):
         TrainLoRA().train(other, cache, run_name="mine", **RUN)
-    with pytest.raises(ConfigError, match="one of a rehearsal"):
+    with pytest.raises(ConfigError, match="for a rehearsal"):
         LongCatCacheText().cache_text(other, cache, "text")
-    with pytest.raises(ConfigError, match="one of a rehearsal"):
-        TrainLoRA().train(model, cached(other, prompt=None), run_name="mine", **RUN)
+    with pytest.raises(ConfigError, match="for a rehearsal"):
+        TrainLoRA().train(model, cached(other), run_name="mine", **RUN)
 
 
 def test_no_usable_data_still_gives_a_report(host, data):
@@ -154,8 +165,15 @@ def test_sampling_in_the_same_graph_shrinks(host, data):
 def test_loras_of_the_real_model_are_left_out(host, data):
     (host.home / "loras").mkdir()
     (host.home / "loras" / "real.safetensors").write_bytes(b"of the real model")
-    assert LongCatLoadLoRA().load(load(), "real.safetensors", 1.0)[0].loras == ()
-    assert len(LongCatLoadLoRA().load(load(rehearsal=False), "real.safetensors", 1.0)[0].loras) == 1
+    assert LongCatLoadLoRA().load(load(), "real.safetensors", 1.0)[0].spec.loras == ()
+    assert len(LongCatLoadLoRA().load(load(rehearsal=False), "real.safetensors", 1.0)[0].spec.loras) == 1
+
+
+def test_of_the_nodes_only_the_one_that_chooses_the_model_knows_of_rehearsals(repository):
+    knowing = [
+        path.name for path in (repository / "nodes").glob("*.py") if "rehears" in path.read_text("utf-8").lower()
+    ]
+    assert knowing == ["load.py"]
 
 
 def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monkeypatch):
@@ -169,7 +187,7 @@ def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monk
         base_model_precision="int8-quanto",
         rehearsal=True,
     )[0]
-    assert model.config.base_model_precision == "bf16"
-    assert model.rehearsal.model.config.base_model_precision == "int8-quanto"
-    (fault,) = model.rehearsal.faults
+    assert model.spec.config.base_model_precision == "bf16"
+    assert model.real.config.base_model_precision == "int8-quanto"
+    (fault,) = model.faults
     assert "pip install optimum-quanto" in fault

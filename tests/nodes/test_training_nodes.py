@@ -43,7 +43,7 @@ def model(module_host):
 def pairs(module_host):
     targets = dataset("longcat-example/targets")
     references = dataset("longcat-example/references", "conditioning")
-    return PairDatasets().pair(targets, references)
+    return PairDatasets().pair(targets, references)["result"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_trained_lora_is_usable_and_a_finished_run_returns_at_once(module_host, 
 
     stacked = LongCatLoadLoRA().load(model, "none", 0.5, lora=lora)[0]
     named = LongCatLoadLoRA().load(stacked, lora.path.name, 1.0)[0]
-    assert [(use.path, use.strength) for use in named.loras] == [(lora.path, 0.5), (lora.path.resolve(), 1.0)]
+    assert [(use.path, use.strength) for use in named.spec.loras] == [(lora.path, 0.5), (lora.path.resolve(), 1.0)]
     assert LongCatLoadLoRA().load(model, "none", 1.0)[0] is model
 
 

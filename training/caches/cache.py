@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..files import sha256_of_json
@@ -36,24 +37,16 @@ class CacheFolders:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealData:
-    """In a rehearsal: what the real run would cache, and where."""
-
-    dataset: TrainingSet
-    """All of it at full size; its `faults` are those of files, captions and cache folders."""
-    folders: CacheFolders
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cache:
     """What CacheVAELatents and LongCatCacheText return; the trainer's data."""
+
+    PURPOSE: ClassVar[str] = "the real run"
+    """What it can be used for."""
 
     model_family: str
     dataset: TrainingSet
     folders: CacheFolders
     records: tuple[CachedRecord, ...]
-    real: RealData | None = None
-    """What this stands for while a run is rehearsed."""
 
     @property
     def has_text(self) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..errors import DataError
 from .clips import iterate_pictures
 from .media import crop_to, read_image
 from .records import ClipRecord, Record, TrainingSet
@@ -55,22 +57,32 @@ WIDE_FONTS = (
 WORD_OR_CHARACTER = re.compile(r"\s+|[^\s\u2e80-\uffff]+|[\u2e80-\uffff]")
 
 
-def contact_sheet(dataset: TrainingSet, limit: int = 12) -> Image.Image:
+def contact_sheet(dataset: TrainingSet, limit: int = 12) -> tuple[Image.Image, dict[Path, str]]:
     """The first `limit` records as rows reference | target | instruction, cropped as they will be trained.
 
     Without references there is no column for them; a single row without one begins with an empty place. Clips have rows
     start | middle | last frame | caption, where a start frame of its own stands for the clip's first one.
 
-    Raises:
-        DataError: a picture or video cannot be read; names it.
+    Returns:
+        the sheet, and by target why a record that should be on it cannot be decoded; the next one takes its place.
     """
-    records = dataset.records[:limit]
     what, titles = _columns_of(dataset)
-    total = len(dataset.records)
-    count = f"{total} {what}" if len(records) == total else f"the first {len(records)} of {total} {what}"
-    captions = [f"{r.name} ({_size_of(r)})\n{r.caption}" for r in records]
-    rows = [_pictures_of(record, len(titles) - 1) for record in records]
-    return image_grid(rows, (*titles[:-1], f"{titles[-1]} ({count})"), captions)
+    rows, captions = [], []
+    unreadable: dict[Path, str] = {}
+    for record in dataset.records:
+        if len(rows) == limit:
+            break
+        if record.target in unreadable:
+            continue
+        try:
+            rows.append(_pictures_of(record, len(titles) - 1))
+        except DataError as error:
+            unreadable[record.target] = str(error)
+            continue
+        captions.append(f"{record.name} ({_size_of(record)})\n{record.caption}")
+    total = sum(record.target not in unreadable for record in dataset.records)
+    count = f"{total} {what}" if len(rows) == total else f"the first {len(rows)} of {total} {what}"
+    return image_grid(rows, (*titles[:-1], f"{titles[-1]} ({count})"), captions), unreadable
 
 
 def _columns_of(dataset: TrainingSet) -> tuple[str, tuple[str, ...]]:

@@ -161,15 +161,17 @@ def listed(headline: str, lines: Sequence[str]) -> list[str]:
     return ["\n    ".join([f"{headline}:", *lines[:NAMES_SHOWN], *rest])]
 
 
-def refuse(headline: str, faults: Sequence[str]) -> None:
+def refuse(headline: str, faults: Sequence[str], found_by: str = "") -> None:
     """
     Raises:
         DataError: there are faults; `headline` comes before several.
     """
+    by = f"Found by {found_by}: " if found_by else ""
     if len(faults) == 1:
-        raise DataError(faults[0])
+        raise DataError(by + faults[0])
     if faults:
-        raise DataError("\n".join([f"{headline}, for {len(faults)} reasons:", *(f"- {fault}" for fault in faults)]))
+        lines = [f"{by}{headline}, for {len(faults)} reasons:", *(f"- {fault}" for fault in faults)]
+        raise DataError("\n".join(lines))
 
 
 def shown(names: Sequence[str], total: int | None = None) -> str:

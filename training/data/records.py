@@ -65,4 +65,6 @@ class TrainingSet:
     warnings: tuple[str, ...] = ()
     """What is allowed but probably not meant."""
     faults: tuple[str, ...] = ()
-    """What is wrong with files that are not among the records; only a rehearsal goes on with any."""
+    """What is wrong with files that are not among the records; nothing is trained before they are corrected."""
+    found_by: str = ""
+    """Who has shown the faults already, as people call it, such as a node; empty: nobody."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from ..errors import DataError
 from ..settings.dataset import DatasetConfig
 from ..settings.geometry import Size
-from .folder import refuse
+from .folder import listed, refuse
 from .pairs import survey_picture_pairs
 from .pictures import survey_pictures
 from .records import ClipRecord, Record, TrainingSet
@@ -70,15 +72,28 @@ def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> Training
 
 
 def training_set_of(given: TrainingSet | DatasetConfig) -> TrainingSet:
-    """What PairDatasets or LongCatDataset gave, as a training set.
+    """What PairDatasets or LongCatDataset gave, as a training set: with its faults."""
+    return given if isinstance(given, TrainingSet) else survey_dataset(given)
 
-    Raises:
-        DataError: as `scan_dataset`; or it was made in a rehearsal, which goes on with faults.
+
+def refuse_faults(found: TrainingSet) -> None:
     """
-    if not isinstance(given, TrainingSet):
-        return scan_dataset(given)
-    refuse("The data cannot be used", given.faults)
-    return given
+    Raises:
+        DataError: `found` has faults; lists all of them, and who found them.
+    """
+    refuse("The data cannot be used", found.faults, found.found_by)
+
+
+def without_files(found: TrainingSet, reasons: Mapping[Path, str]) -> TrainingSet:
+    """`found` without the records of files that cannot be decoded; these become a fault.
+
+    Args:
+        reasons: why, by file.
+    """
+    files = {path for record in found.records for path in (record.target, *record.references)}
+    faults = listed(f"{len(reasons)} of {len(files)} files cannot be decoded", list(reasons.values()))
+    sound = [record for record in found.records if not reasons.keys() & {record.target, *record.references}]
+    return replace(found, records=tuple(sound), faults=(*found.faults, *faults))
 
 
 def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
@@ -92,6 +107,7 @@ def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
         records=tuple(record for each in sets for record in each.records),
         warnings=tuple(warning for each in sets for warning in each.warnings),
         faults=tuple(fault for each in sets for fault in each.faults),
+        found_by=", ".join(dict.fromkeys(each.found_by for each in sets if each.found_by)),
     )
     counts = Counter(source.targets.id for source in joined.sources)
     twice = [repr(name) for name, count in counts.items() if count > 1]

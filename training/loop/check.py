@@ -91,7 +91,6 @@ def _check_cache(spec: ModelSpec, cache: Cache, what: str) -> None:
             f"The {what} was made for {cache.model_family}, the model is {spec.config.model_family}. Wire the same"
             " model into the cache nodes and TrainLoRA."
         )
-    check_same_purpose(spec, cache, what)
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
     check_training_data(spec.config, [cached.record for cached in cache.records])
@@ -100,20 +99,6 @@ def _check_cache(spec: ModelSpec, cache: Cache, what: str) -> None:
             f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
         )
     _check_files(cache, what)
-
-
-def check_same_purpose(spec: ModelSpec, cache: Cache, what: str) -> None:
-    """Refuses latents of a twin for a real model, which nothing else would tell apart, and the other way round.
-
-    Raises:
-        ConfigError: only one of the two is of a rehearsal.
-    """
-    if (spec.rehearsal is None) != (cache.real is None):
-        rehearsed, other = ("model", what) if cache.real is None else (what, "model")
-        raise ConfigError(
-            f"The {rehearsed} is one of a rehearsal, the {other} is not. Wire one LoadLongCat into the cache nodes and"
-            " TrainLoRA."
-        )
 
 
 def _check_files(cache: Cache, what: str) -> None:

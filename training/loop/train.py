@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -43,6 +44,14 @@ class RunPlaces:
     """Pairs to preview; None: the first pairs of the training data."""
 
 
+class Report(Protocol):
+    """Something for people to read."""
+
+    def text(self) -> str:
+        """All of it, on several lines."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     lora: Path
@@ -53,6 +62,8 @@ class TrainResult:
     samples: tuple[Path, ...]
     """Previews of the last step that has some."""
     step: int
+    report: Report | None = None
+    """What else there is to say."""
 
 
 def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces, callbacks: Callbacks) -> TrainResult:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..caches.cache import RealData
 from ..data.records import ClipRecord, Record
 from ..errors import LongCatError
 from ..loop.check import SETTINGS_CHECKS, check_batch_size, training_hints
@@ -22,7 +21,8 @@ from ..settings.model import flavour_of
 from ..settings.run import TrainConfig
 from ..weights.devices import choose_dtype
 from ..weights.source import check_files, present_folder
-from ..weights.spec import ModelSpec, Rehearsal
+from ..weights.spec import ModelSpec
+from .cache import RealData
 from .data_checks import data_surprises, small_buckets
 from .estimate import GB, Needs, needs_of
 from .small import CLIPS
@@ -42,7 +42,9 @@ class RealRun:
     """The run that is rehearsed."""
 
     config: TrainConfig
-    rehearsal: Rehearsal
+    model: ModelSpec
+    model_faults: tuple[str, ...]
+    """What would end it where its model is chosen."""
     data: RealData
     validation_data: RealData | None
     places: RunPlaces
@@ -68,24 +70,24 @@ class Findings:
 
 def look_at(run: RealRun) -> Findings:
     """Everything that can be known of the real run beforehand."""
-    found = Findings(faults=list(run.rehearsal.faults))
+    found = Findings(faults=list(run.model_faults))
     for data in (run.data, run.validation_data):
         if data is not None:
             _look_at_data(data, run, found)
     for check in SETTINGS_CHECKS:
-        found.attempt(check, run.config, run.rehearsal.model)
+        found.attempt(check, run.config, run.model)
     found.attempt(check_batch_size, run.config, run.data.dataset.records)
     _look_at_items(run, found)
     _look_at_steps(run, found)
     _look_at_places(run, found)
-    known = FLAVOURS.get((run.rehearsal.model.config.model_family, run.rehearsal.model.config.model_flavour))
+    known = FLAVOURS.get((run.model.config.model_family, run.model.config.model_flavour))
     if known is None:
         return found
-    found.surprises += training_hints(run.rehearsal.model)
+    found.surprises += training_hints(run.model)
     if known.is_twin:
         found.needs.append(f"no more than this: {known.folder_name} is a tiny twin itself")
         return found
-    needs = found.attempt(needs_of, run.config, run.rehearsal.model.config, run.data.dataset.records)
+    needs = found.attempt(needs_of, run.config, run.model.config, run.data.dataset.records)
     if needs is not None:
         _look_at_memory(needs, run, found)
         _look_at_disk(needs, run, found)
@@ -96,9 +98,9 @@ def _look_at_data(data: RealData, run: RealRun, found: Findings) -> None:
     found.faults += [fault for fault in data.dataset.faults if fault not in found.faults]
     if not data.dataset.records:
         return
-    found.attempt(check_training_data, run.rehearsal.model.config, data.dataset.records)
-    tokenizer = _tokenizer_folder(run.rehearsal.model)
-    surprises = data_surprises(data, run.rehearsal.model, tokenizer)
+    found.attempt(check_training_data, run.model.config, data.dataset.records)
+    tokenizer = _tokenizer_folder(run.model)
+    surprises = data_surprises(data, run.model, tokenizer)
     found.surprises += [surprise for surprise in surprises if surprise not in found.surprises]
 
 
@@ -151,7 +153,7 @@ def _look_at_steps(run: RealRun, found: Findings) -> None:
 
 
 def _look_at_memory(needs: Needs, run: RealRun, found: Findings) -> None:
-    device, model = run.places.device, run.rehearsal.model.config
+    device, model = run.places.device, run.model.config
     for precision in dict.fromkeys((model.base_model_precision, model.text_encoder_1_precision)):
         found.attempt(choose_dtype, device, precision)
     parts = ", ".join(f"{count / GB:.1f} {phase}" for phase, count in needs.memory.items())
@@ -197,8 +199,8 @@ def _look_at_disk(needs: Needs, run: RealRun, found: Findings) -> None:
 
 def _look_for_model(needs: Needs, run: RealRun, found: Findings) -> Path | None:
     """Says where the model is; the folder that it would be downloaded into, if it would."""
-    model = run.rehearsal.model
-    if run.rehearsal.faults:
+    model = run.model
+    if run.model_faults:
         # Which folder or file is meant is not settled before these are mended.
         return None
     if model.files is not None:

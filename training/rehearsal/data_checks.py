@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..caches.cache import RealData
 from ..data.folder import shown
 from ..data.media import image_size
 from ..data.records import ClipRecord, Record
@@ -15,6 +14,7 @@ from ..models.video.prompt import clean_prompt
 from ..settings.flavours import IMAGE_FAMILY
 from ..settings.geometry import PROMPT_SLOTS, Size
 from ..weights.spec import ModelSpec
+from .cache import RealData
 
 ENLARGED = 1.05
 """A picture that is stretched by more is told."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..caches.cache import Cache
 from ..errors import LongCatError, StoppedByUserError
-from ..events import Callbacks, Event, RehearsalDone, StepReport
+from ..events import Callbacks, Event, ReportReady, StepReport
 from ..loop.train import RunPlaces, TrainResult, train
 from ..lora.file import read_lora
 from ..settings.run import TrainConfig
@@ -40,7 +40,7 @@ class SmallRun:
     validation_cache: Cache | None
 
 
-def rehearse(real: RealRun, small: SmallRun, callbacks: Callbacks) -> tuple[TrainResult, RehearsalReport]:
+def rehearse(real: RealRun, small: SmallRun, callbacks: Callbacks) -> TrainResult:
     """Trains the twin for a few steps and looks at the real run meanwhile.
 
     An earlier rehearsal of this name is removed; the real run's folder and LoRA are only looked at.
@@ -67,8 +67,8 @@ def rehearse(real: RealRun, small: SmallRun, callbacks: Callbacks) -> tuple[Trai
         raise RehearsalError(report)
     (result.folder / REPORT_FILE).write_text(report.text() + "\n", encoding="utf-8")
     logger.info(report.text())
-    callbacks.on_event(RehearsalDone(report=report.text()))
-    return result, report
+    callbacks.on_event(ReportReady(report=report.text()))
+    return replace(result, report=report)
 
 
 class _StopsHalfway:
@@ -134,7 +134,7 @@ def _remove_earlier(name: str, places: RunPlaces) -> None:
 
 
 def _title(real: RealRun, small: SmallRun) -> str:
-    model = real.rehearsal.model.config
+    model = real.model.config
     return (
         f"Rehearsal of {real.config.run_name} ({model.model_family}, {model.model_flavour}) on the twin"
         f" {small.spec.config.model_flavour}"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from ..caches.store import tracked
 from ..data.buckets import buckets, nearest_bucket
 from ..data.clips import iterate_pictures
-from ..data.folder import listed
 from ..data.media import read_image
 from ..data.records import ClipRecord, Record, TrainingSet
+from ..data.sets import without_files
 from ..errors import ConfigError, DataError
 from ..events import Callbacks
 from ..models.training_data import check_training_data
 from ..settings.geometry import PIXELS_PER_TOKEN
 from ..settings.model import ModelConfig
+from .scale import FRAMES, LONGEST_PROMPT, SIDE
 
 PICTURES = 32
 """So many records run through the twin, some of every bucket; all are looked at."""
@@ -26,18 +27,6 @@ CLIPS = 6
 """The same of clips; and so many are decoded from their first frame to their last."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmallScale:
-    """What the twin is made for."""
-
-    side: int
-    """Px"""
-    frames: int
-    """Of a clip."""
-    characters: int
-    """Of a caption."""
 
 
 def only_readable(found: TrainingSet, callbacks: Callbacks) -> TrainingSet:
@@ -62,13 +51,10 @@ def only_readable(found: TrainingSet, callbacks: Callbacks) -> TrainingSet:
             _read_clip(record)
         except DataError as error:
             reasons[record.target] = str(error)
-    sound = tuple(record for record in found.records if not reasons.keys() & {record.target, *record.references})
-    files = len({*pictures, *(record.target for record in found.records)})
-    faults = listed(f"{len(reasons)} of {files} files cannot be decoded", list(reasons.values()))
-    return replace(found, records=sound, faults=(*found.faults, *faults))
+    return without_files(found, reasons)
 
 
-def small_set(real: TrainingSet, model: ModelConfig, scale: SmallScale) -> TrainingSet:
+def small_set(real: TrainingSet, model: ModelConfig) -> TrainingSet:
     """Records of `real` for the twin `model`: those of its kind, some of every bucket, each at the twin's size.
 
     Buckets of different aspects stay different ones, as far as so small sizes can.
@@ -77,7 +63,7 @@ def small_set(real: TrainingSet, model: ModelConfig, scale: SmallScale) -> Train
     limit = CLIPS if any(isinstance(record, ClipRecord) for record in fitting) else PICTURES
     chosen = _some_of_each(fitting, [_shape(record) for record in fitting])[:limit]
     # Several resolutions of one picture become one.
-    return replace(real, records=tuple(dict.fromkeys(_small(record, scale) for record in chosen)), faults=())
+    return replace(real, records=tuple(dict.fromkeys(_small(record) for record in chosen)), faults=())
 
 
 def _fits(model: ModelConfig, record: Record) -> bool:
@@ -98,11 +84,11 @@ def _some_of_each(items: Sequence[T], kinds: Sequence[object]) -> list[T]:
     return [items[index] for index in sorted(range(len(items)), key=lambda index: rounds[index])]
 
 
-def _small(record: Record, scale: SmallScale) -> Record:
-    bucket = nearest_bucket(*record.bucket, buckets(scale.side, PIXELS_PER_TOKEN))
-    small = replace(record, bucket=bucket, caption=record.caption[: scale.characters].strip())
+def _small(record: Record) -> Record:
+    bucket = nearest_bucket(*record.bucket, buckets(SIDE, PIXELS_PER_TOKEN))
+    small = replace(record, bucket=bucket, caption=record.caption[:LONGEST_PROMPT].strip())
     if isinstance(small, ClipRecord):
-        return replace(small, clip=replace(small.clip, frames=min(small.clip.frames, scale.frames)))
+        return replace(small, clip=replace(small.clip, frames=min(small.clip.frames, FRAMES)))
     return small
 
 

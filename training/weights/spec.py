@@ -28,18 +28,8 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """What the spec of a tiny twin stands for while a run is rehearsed."""
-
-    model: ModelSpec
-    """The real run's; its folder and files are None where none was found."""
-    faults: tuple[str, ...] = ()
-    """What would end the real run where its model is chosen."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What LoadLongCat returns: settings, where models live, the LoRAs on top."""
+    """What Load LongCat chooses: settings, where models live, the LoRAs on top."""
 
     config: ModelConfig
     models_dirs: tuple[Path, ...]
@@ -49,8 +39,6 @@ class ModelSpec:
     files: ModelFiles | None = None
     """Single files (already checked) instead of a folder."""
     loras: tuple[LoraUse, ...] = ()
-    rehearsal: Rehearsal | None = None
-    """None: this is the model that is meant."""
 
     def with_lora(self, use: LoraUse) -> ModelSpec:
         """The same model with one more LoRA."""

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from comfyui_longcat.training.data import contact_sheet as module
-from comfyui_longcat.training.data.contact_sheet import CAPTION_WIDTH, CELL, MARGIN, contact_sheet, image_grid
-from comfyui_longcat.training.data.sets import pair_datasets, scan_dataset
-from comfyui_longcat.training.errors import DataError
+from comfyui_longcat.training.data.contact_sheet import CAPTION_WIDTH, CELL, MARGIN, image_grid
+from comfyui_longcat.training.data.sets import pair_datasets, scan_dataset, without_files
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.tiny.examples import draw_example_pairs
 from comfyui_longcat.training.tiny.world import COLOURS
@@ -29,6 +28,10 @@ def dataset(tmp_path):
         DatasetConfig(instance_data_dir=str(targets), resolution="64"),
         DatasetConfig(instance_data_dir=str(references), dataset_type="conditioning"),
     )
+
+
+def contact_sheet(dataset, **limit):
+    return module.contact_sheet(dataset, **limit)[0]
 
 
 def dark(sheet, box):
@@ -74,10 +77,16 @@ def test_a_captioned_folder_has_no_column_of_references(dataset):
 
 
 def test_a_damaged_picture_is_named(dataset):
-    dataset.records[2].target.write_bytes(b"")
-    contact_sheet(dataset, limit=2)
-    with pytest.raises(DataError, match=dataset.records[2].target.name):
-        contact_sheet(dataset)
+    target = dataset.records[2].target
+    target.write_bytes(b"")
+    assert module.contact_sheet(dataset, limit=2)[1] == {}
+    sheet, unreadable = module.contact_sheet(dataset)
+    assert list(unreadable) == [target] and target.name in unreadable[target]
+    assert sheet.height == contact_sheet(dataset, limit=len(dataset.records) - 1).height, "the others are shown"
+    sound = without_files(dataset, unreadable)
+    assert [record.name for record in sound.records] == [r.name for r in dataset.records if r.target != target]
+    (fault,) = sound.faults
+    assert fault.startswith(f"1 of {2 * len(dataset.records)} files cannot be decoded:") and target.name in fault
 
 
 def test_grid_of_any_columns_and_ragged_rows():

@@ -189,7 +189,7 @@ def test_the_sheet_shows_start_middle_and_last_frame(tmp_path):
     Image.new("RGB", (64, 64), "yellow").save(starts / "a.png")
 
     def shown(found):
-        sheet = contact_sheet(found)
+        sheet, _ = contact_sheet(found)
         y = sheet.height - MARGIN - CELL // 2
         cells = [sheet.getpixel((MARGIN + column * (CELL + MARGIN) + CELL // 2, y)) for column in range(3)]
         return ["".join("x" if value > 127 else "." for value in cell) for cell in cells]

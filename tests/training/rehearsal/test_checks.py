@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_longcat.training.caches.cache import CacheFolders, RealData
+from comfyui_longcat.training.caches.cache import CacheFolders
 from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.loop.train import RunPlaces
+from comfyui_longcat.training.rehearsal.cache import RealData
 from comfyui_longcat.training.rehearsal.checks import RealRun, look_at
 from comfyui_longcat.training.rehearsal.report import RehearsalReport
-from comfyui_longcat.training.rehearsal.small import SmallScale, small_set
+from comfyui_longcat.training.rehearsal.small import small_set
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.settings.validation import ValidationConfig
-from comfyui_longcat.training.weights.spec import ModelSpec, Rehearsal
+from comfyui_longcat.training.weights.spec import ModelSpec
 from PIL import Image
 
 CARD_GB = {"small": 12, "tight": 18, "large": 80}
@@ -40,7 +41,8 @@ def real_run(folder, model=None, captions=("make it night",) * 4, device="cpu", 
     spec = ModelSpec(config=model or ModelConfig(), models_dirs=(models or folder / "models",))
     return RealRun(
         config=TrainConfig(**settings),
-        rehearsal=Rehearsal(model=spec),
+        model=spec,
+        model_faults=(),
         data=data_of(folder, captions),
         validation_data=None,
         places=RunPlaces(runs_dir=folder / "runs", lora_dir=folder / "loras", device=torch.device(device)),
@@ -156,12 +158,11 @@ def test_small_set_takes_some_of_every_bucket():
         Record(name=f"{n}", target=Path(f"{n}.png"), references=(Path("r.png"),), caption="a b " * 40, bucket=bucket)
         for n, bucket in enumerate(buckets)
     )
-    scale = SmallScale(side=64, frames=9, characters=60)
-    small = small_set(TrainingSet(sources=(), records=records), ModelConfig(model_flavour="tiny-edit"), scale)
+    small = small_set(TrainingSet(sources=(), records=records), ModelConfig(model_flavour="tiny-edit"))
     assert len(small.records) == 32
     assert {record.bucket for record in small.records} == {(64, 64), (80, 48), (48, 80)}
     assert {"50", "51"} <= {record.name for record in small.records}
-    assert max(len(record.caption) for record in small.records) <= 60
+    assert max(len(record.caption) for record in small.records) <= 120
 
 
 def test_report_says_when_nothing_would_fail():
