@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import LongCatError
-from ..models.flavours import FLAVOURS
+from ..settings.flavours import FLAVOURS
 
 T = TypeVar("T")
 
