@@ -9,7 +9,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js faults demo lint format bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install faults demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -32,6 +32,10 @@ test-python: $(INSTALLED)
 test-js:
 	@if command -v node >/dev/null 2>&1; then node --test tests/js/*.test.js; \
 	else echo "JavaScript tests skipped: node (18 or newer) is not installed."; fi
+
+# Some minutes, and downloads: what a ComfyUI user installs can run every shipped workflow.
+test-install: $(INSTALLED)
+	$(BIN)/python -m pytest --quiet -m install tests/install
 
 # Some minutes: shows for each of the known faults which tests notice it.
 faults: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""What `longcat doctor` says: is everything there, and what does the absence of something cost?"""
+"""What `longcat doctor` says: is everything there that a run needs?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ REQUIRED = (
     "diffusers",
     "transformers",
     "peft",
+    "optimum-quanto",
+    "torchao",
     "safetensors",
     "huggingface_hub",
     "ftfy",
@@ -24,12 +26,6 @@ REQUIRED = (
     "av",
 )
 """As in pyproject.toml; a test compares them."""
-
-OPTIONAL = {
-    "optimum-quanto": "without it there is no int8-quanto (the released model then needs a card of 40 GB or more)",
-    "torchao": "without it there is no int8-torchao and no fp8-torchao",
-}
-"""Package -> what its absence costs."""
 
 GIB = 2**30
 
@@ -41,7 +37,6 @@ def report(host: TerminalHost) -> tuple[list[str], bool]:
         f"python          {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
     ]
     lines += [f"{name:<15} {_version(name) or 'MISSING (pip install ' + name + ')'}" for name in REQUIRED]
-    lines += [f"{name:<15} {_version(name) or 'not installed: ' + cost}" for name, cost in OPTIONAL.items()]
     if "torch" not in missing:
         lines += _device_lines(host)
     folders = {

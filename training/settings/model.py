@@ -59,7 +59,7 @@ class ModelConfig(Checked):
         "bf16",
         "Precision of the frozen transformer (6.3 B parameters: 12.6 GB in bf16). int8-quanto, int8-torchao and"
         " fp8-torchao halve its memory (16 to 24 GB cards), int4-quanto quarters it (and compiles a kernel at first"
-        " use). All of them store the weights only and compute in bf16. They need optimum-quanto or torchao.",
+        " use). All of them store the weights only and compute in bf16.",
         choices=BASE_PRECISIONS,
     )
     text_encoder_1_precision: str = option(

@@ -46,8 +46,8 @@ def ensure_available(precision: str) -> None:
     package = "optimum-quanto" if precision.endswith("quanto") else "torchao"
     if not _is_installed("optimum.quanto" if package == "optimum-quanto" else package):
         raise ConfigError(
-            f"precision {precision} needs the package {package}, which is not installed. Install it into the"
-            f" Python that runs this (pip install {package}), or choose bf16."
+            f"precision {precision} needs the package {package}, which is not installed although requirements.txt has"
+            f" it. Install it into the Python that runs this (pip install {package}), or choose bf16."
         )
     if precision == INT4:
         _ensure_compilable()
