@@ -62,6 +62,12 @@ def test_registry_entry(repository, project):
     assert len(names) == 1 and names[0].startswith(namespace + ".")
 
 
+def test_the_address_to_be_set_is_named_once(repository, project):
+    address = project["project"]["urls"]["Repository"]
+    pages = [repository / "README.md", *(page for top in ("docs", "js") for page in (repository / top).rglob("*.md"))]
+    assert [page.name for page in pages if address in page.read_text(encoding="utf-8")] == []
+
+
 def test_licence_is_the_whole_apache_text(repository):
     text = (repository / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 10_000
