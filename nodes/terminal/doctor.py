@@ -1,4 +1,4 @@
-"""What `longcat doctor` says: is everything there that a run needs?"""
+"""What `longcat doctor` says: is everything there that a run needs, and which precisions work?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from ...training.errors import ConfigError
+from ...training.settings.model import BASE_PRECISIONS
+from ...training.weights.devices import choose_dtype
+from ...training.weights.quantisation import ensure_available
 from .host import TerminalHost
 
 REQUIRED = (
@@ -39,6 +43,7 @@ def report(host: TerminalHost) -> tuple[list[str], bool]:
     lines += [f"{name:<15} {_version(name) or 'MISSING (pip install ' + name + ')'}" for name in REQUIRED]
     if "torch" not in missing:
         lines += _device_lines(host)
+        lines += [f"{precision:<15} {_answer(precision, host)}" for precision in BASE_PRECISIONS]
     folders = {
         "home": host.home,
         "input": host.input_dir(),
@@ -72,6 +77,14 @@ def _device_lines(host: TerminalHost) -> list[str]:
         "" if device.type == "mps" else f", {torch.get_num_threads()} threads: enough for --tiny, not for real weights"
     )
     return [f"device          {device.type}{note}"]
+
+
+def _answer(precision: str, host: TerminalHost) -> str:
+    try:
+        ensure_available(precision)
+        return f"works: {choose_dtype(host.device(), precision)[1]}"
+    except ConfigError as error:
+        return f"will not work: {error}"
 
 
 def _existing(path: Path) -> Path:

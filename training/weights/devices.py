@@ -30,7 +30,7 @@ def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str
 
     _refuse_impossible(device, precision)
     if precision == "fp32":
-        return torch.float32, "fp32 was asked for"
+        return torch.float32, f"{precision} computes in float32"
     lacking = _lacks_bfloat16(device)
     if lacking:
         return (

@@ -1,5 +1,6 @@
 """The console command, from arguments to files and exit codes, on the tiny twin."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from comfyui_longcat.nodes.terminal.cli import main
+from comfyui_longcat.training.settings.model import BASE_PRECISIONS
 from PIL import Image
 
 TRAIN, SAMPLE = "longcat_image_edit_train", "longcat_image_edit_sample"
@@ -82,6 +84,24 @@ def test_doctor(tmp_path, capsys):
     for words in ("python", "torch", "optimum-quanto", "device", str(tmp_path), "ready"):
         assert words in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_doctor_answers_for_each_precision(tmp_path, capsys, monkeypatch):
+    # A Python without optimum-quanto.
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("optimum") else found(name))
+    main(["doctor", *_home(tmp_path)])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line)
+    assert {name: lines[name].partition(":")[0] for name in BASE_PRECISIONS} == {
+        "bf16": "works",
+        "fp32": "works",
+        "int8-quanto": "will not work",
+        "int4-quanto": "will not work",
+        "fp8-torchao": "works",
+        "int8-torchao": "works",
+    }
+    assert "needs the package optimum-quanto, which is not installed" in lines["int8-quanto"]
+    assert "computes in float32" in lines["fp32"] and "computes in bfloat16" in lines["int8-torchao"]
 
 
 def test_doctor_asks_for_what_the_project_asks_for(repository):
