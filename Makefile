@@ -2,6 +2,7 @@
 # Another Python:        make test PYTHON=python3.12
 
 PYTHON ?= python3
+WORKERS ?= auto
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 else
@@ -26,8 +27,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 test: test-python test-js
 
 # A process a core, each with one thread of torch: several threads on so small models wait for each other.
+# The order of the test files must not matter: make test-python ORDER_SEED=1 shuffles them, WORKERS=1 takes one process.
 test-python: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --durations=10 --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 ORDER_SEED=$(ORDER_SEED) $(BIN)/python -m pytest --quiet --durations=10 \
+		--numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile $(if $(ORDER_SEED),--no-loadscope-reorder)
 
 test-js:
 	@if command -v node >/dev/null 2>&1; then node --test tests/js/*.test.js; \

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import random
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,17 @@ QWEN_IDS = {
     "<|video_pad|>": 151656,
 }
 """Qwen2.5's own special tokens, which no tensor of a single file holds."""
+
+
+ORDER_SEED = os.environ.get("ORDER_SEED")
+"""Another order of the test files for every number; within a file the order stays. Unset: by name."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ORDER_SEED:
+        files = sorted({item.path for item in items})
+        random.Random(ORDER_SEED).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
 
 
 @pytest.fixture(scope="session")

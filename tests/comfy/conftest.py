@@ -91,9 +91,9 @@ def comfy() -> Comfy:
     return Comfy(path=path, python=python)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(comfy: Comfy, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests: each start takes some ten seconds."""
+    """One server for each test file, in a base folder of its own; a start takes some ten seconds."""
     base = tmp_path_factory.mktemp("comfy")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK_FOLDER).symlink_to(repository, target_is_directory=True)

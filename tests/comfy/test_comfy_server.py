@@ -99,14 +99,11 @@ def steps_of(server, run: str) -> list[dict]:
     return [event for event in events_of(server, run) if "loss" in event]
 
 
-def test_pack_loads_fast_and_without_complaint(server):
+def test_pack_loads_without_complaint(server):
     log = server.log.read_text(encoding="utf-8")
     seconds = re.search(r"([\d.]+) seconds( \(IMPORT FAILED\))?: .*ComfyUI-LongCat", log)
     print(f"import time as ComfyUI prints it: {seconds.group(1)} s")
     assert seconds.group(2) is None
-    # On a busy machine more than a quiet one's 0.0 to 0.1; importing torch or diffusers would show all the same. The
-    # exact limit is held by tests/test_architecture.py, in processor time.
-    assert float(seconds.group(1)) <= 1
 
 
 def test_every_node_is_offered_with_its_declaration(server):

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS
@@ -293,7 +292,7 @@ def test_offload_flags_of_the_guide(blocks, commands, clone):
         *("shift", "flavour", "family", "evaluation set", "missing start frames"),
     ],
 )
-def test_faults_stop_within_two_seconds(guide, change, words, blocks, clone):
+def test_faults_stop_before_anything_heavy_loads(guide, change, words, blocks, clone):
     _write_blocks(blocks, guide, clone)
     if change[0] == "data":
         path = clone / "config" / "multidatabackend.json"
@@ -306,13 +305,10 @@ def test_faults_stop_within_two_seconds(guide, change, words, blocks, clone):
         " sys.exit(50 if {'torch', 'PIL', 'diffusers'} & set(sys.modules) else code)"
     )
     command = [sys.executable, "-c", script, "train", "--config", "config/config.json", *change]
-    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    seconds = time.perf_counter() - started
-    print(f"{seconds:.2f} s: {done.stderr.strip()}")
+    print(done.stderr.strip())
     assert done.returncode == 1, "a heavy library was imported" if done.returncode == 50 else done.stderr
     assert words in done.stderr
-    assert seconds < 2
 
 
 def test_a_missing_folder_stops_a_run_but_not_an_import(blocks, clone, capsys):

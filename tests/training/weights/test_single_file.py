@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +89,14 @@ def test_loaded_weights_do_not_hang_on_the_file(transformer, tmp_path):
     assert_same_weights(loaded, transformer)
 
 
-def test_the_released_size_is_recognised_at_once(tmp_path):
-    """12.5 GB that are not there: only the header is read."""
+def bytes_read():
+    """What this process has read so far; 0 where the system does not count it."""
+    counts = Path("/proc/self/io")
+    return int(counts.read_text().split()[1]) if counts.exists() else 0
+
+
+def test_the_released_size_is_recognised_by_its_header(tmp_path):
+    """12.5 GB that are not there."""
     from diffusers import LongCatImageTransformer2DModel
 
     with torch.device("meta"):
@@ -105,13 +110,11 @@ def test_the_released_size_is_recognised_at_once(tmp_path):
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    started = time.perf_counter()
+    before = bytes_read()
     found = single_file.inspect(path)
-    seconds = time.perf_counter() - started
-    print(f"{end / 1e9:.3f} GB recognised in {seconds * 1000:.1f} ms")
+    assert bytes_read() - before < 10 * len(text)
     assert end == 12_541_337_728
     assert (found.precision, found.config["num_layers"], found.config["num_attention_heads"]) == ("bf16", 10, 24)
-    assert seconds < 0.5
 
 
 def test_a_model_with_adapters_is_not_exported(transformer, tmp_path):
