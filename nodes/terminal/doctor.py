@@ -28,6 +28,7 @@ REQUIRED = (
     "pillow",
     "aiohttp",
     "av",
+    "filelock",
 )
 """As in pyproject.toml; a test compares them."""
 

@@ -26,7 +26,7 @@ class ModelConfig(Checked):
         choices=FAMILY_NAMES,
     )
     model_flavour: str = option(
-        "edit",
+        "final",
         "final draws pictures from text, dev is the same before its polishing (the better base for a LoRA); edit"
         " changes a reference picture by instruction, edit-turbo does so in 8 steps without guidance (sampling only)."
         " longcat_video: final draws clips. tiny, tiny-edit and, of longcat_video, tiny-video are twins of a few"

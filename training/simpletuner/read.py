@@ -34,9 +34,6 @@ NO_SHIFT = 1.0
 
 T = TypeVar("T")
 
-SIMPLETUNER_FLAVOUR = "final"
-"""SimpleTuner's model_flavour of both families where none is given."""
-
 KINDS_OF_ADAMW = (
     "adamw_bf16",
     "adamw-bf16",
@@ -276,8 +273,6 @@ def _build(kind: type[T], config: Mapping[str, Any], faults: Faults, **values: A
 
 def _model_values(config: Mapping[str, Any], notes: list[str], faults: Faults) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    if config.get("model_flavour") is None:
-        values["model_flavour"] = SIMPLETUNER_FLAVOUR
     if config.get("ramtorch"):
         values["enable_group_offload"] = True
         notes.append("ramtorch: as enable_group_offload, which streams the transformer's blocks through the card.")

@@ -38,7 +38,7 @@ def data_of(folder, captions, bucket=(768, 768)):
 
 
 def real_run(folder, model=None, captions=("make it night",) * 4, device="cpu", models=None, **settings):
-    spec = ModelSpec(config=model or ModelConfig(), models_dirs=(models or folder / "models",))
+    spec = ModelSpec(config=model or ModelConfig(model_flavour="edit"), models_dirs=(models or folder / "models",))
     return RealRun(
         config=TrainConfig(**settings),
         model=spec,
@@ -65,7 +65,7 @@ def card(monkeypatch):
 @pytest.mark.parametrize("size", CARD_GB)
 def test_the_card_is_compared_with_the_need(tmp_path, card, size):
     card(CARD_GB[size])
-    model = ModelConfig(text_encoder_1_precision="int8-quanto")
+    model = ModelConfig(model_flavour="edit", text_encoder_1_precision="int8-quanto")
     found = look_at(real_run(tmp_path, model, device="cuda"))
     too_small = [fault for fault in found.faults if "The card is too small: A card has 12.0 GB" in fault]
     maybe = [surprise for surprise in found.surprises if "The card may be too small: A card has 18.0 GB" in surprise]
@@ -77,7 +77,9 @@ def test_a_precision_that_the_card_cannot_do_is_a_fault(tmp_path, card, monkeypa
 
     card(80)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
-    found = look_at(real_run(tmp_path, ModelConfig(base_model_precision="int4-quanto"), device="cuda"))
+    found = look_at(
+        real_run(tmp_path, ModelConfig(model_flavour="edit", base_model_precision="int4-quanto"), device="cuda")
+    )
     assert any("int4-quanto does not work on cuda" in fault for fault in found.faults)
 
 
