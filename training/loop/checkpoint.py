@@ -146,7 +146,7 @@ def _numbers(state: TrainState) -> dict[str, Any]:
 def _restore(state: TrainState, checkpoint: Path) -> None:
 
     try:
-        numbers = read_json(checkpoint / STATE_FILE, CheckpointError, "The checkpoint is damaged.")
+        numbers = read_json(checkpoint / STATE_FILE, CheckpointError, f"The checkpoint {checkpoint.name} is damaged.")
         if numbers["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{checkpoint} has format {numbers['format_version']}, this version reads {FORMAT_VERSION}."

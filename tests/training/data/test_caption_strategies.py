@@ -130,7 +130,7 @@ def test_missing_captions_are_listed_with_the_remedy(folder, strategy):
 @pytest.mark.parametrize(
     ("strategy", "name", "content", "words"),
     [
-        ("json", "captions.json", '{"b.jpg": "b",}', "is no JSON"),
+        ("json", "captions.json", '{"b.jpg": "b",}', "is no valid JSON"),
         ("json", "captions.json", '"b"', "is no table of captions"),
         ("json", "captions.json", "{}", "holds no captions"),
         ("json", "captions.json", '{"b.jpg": ""}', "the entry 'b.jpg' has no caption"),
@@ -149,7 +149,7 @@ def test_missing_captions_are_listed_with_the_remedy(folder, strategy):
         ),
         ("json", "captions.json", '{"b.jpg": "b", "b": "c"}', "1 pictures occur more than once.*: b"),
         ("json", "b.json", '{"title": "b"}', "1 of 1 caption files cannot be used:.*b.json holds no caption"),
-        ("json", "b.json", "", "b.json is no JSON"),
+        ("json", "b.json", "", "b.json is no valid JSON"),
         ("csv", "a.csv", "", "its first line must name a column filename or file_name"),
         ("csv", "a.csv", "b.jpg,b\n", "begins with 'b.jpg,b'; its first line must name"),
         ("csv", "a.csv", "filename,caption\n", "holds no captions"),

@@ -1,13 +1,15 @@
 """Settings are refused outside their range, with field, value, bounds and remedy."""
 
 import dataclasses
+import importlib
 import math
+import pkgutil
 
 import pytest
-from comfyui_longcat.training import config
+from comfyui_longcat.training import settings
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.paths import check_name
-from comfyui_longcat.training.settings.dataset import DatasetConfig
+from comfyui_longcat.training.settings.dataset import ClipConfig, DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.option import Checked, option_of
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
@@ -19,7 +21,7 @@ from comfyui_longcat.training.settings.validation import ValidationConfig
 COMPANIONS = {"instanceprompt": {"instance_prompt": "a bird"}, "area": {"resolution": "0.5"}}
 
 CONFIGS = [
-    *(ModelConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig),
+    *(ModelConfig, ClipConfig, DatasetConfig, ValidationConfig, TrainingOptions, TrainConfig),
     *(SampleConfig, TextToImageConfig, VideoSampleConfig),
 ]
 
@@ -119,5 +121,10 @@ def test_names_that_some_system_refuses(name):
 
 
 def test_every_config_class_is_covered():
-    declared = {value for value in vars(config).values() if isinstance(value, type) and issubclass(value, Checked)}
+    modules = [
+        importlib.import_module(f"{settings.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(settings.__path__)
+    ]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    declared = {value for value in classes if issubclass(value, Checked)}
     assert declared - {Checked} == set(CONFIGS)
