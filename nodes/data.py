@@ -92,6 +92,8 @@ class PairDatasets:
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "pair"
+    # ComfyUI shows the report again only of output nodes when it remembers what they gave.
+    OUTPUT_NODE = True
     RETURN_TYPES = (LONGCAT_PAIRS, "IMAGE", "STRING")
     RETURN_NAMES = ("pairs", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
@@ -130,6 +132,8 @@ class LongCatJoinDatasets:
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "join"
+    # ComfyUI shows the report again only of output nodes when it remembers what they gave.
+    OUTPUT_NODE = True
     RETURN_TYPES = (LONGCAT_PAIRS, "IMAGE", "STRING")
     RETURN_NAMES = ("pairs", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
@@ -251,8 +255,7 @@ class LongCatCacheText:
 def _shown(sets: Sequence[TrainingSet], node: str) -> dict[str, Any]:
     """Outputs of a node that gives `sets` as one: with contact sheets, and a report that also stands on the node.
 
-    Faults end nothing here: the stage that would use the data refuses them, and they stay visible on `node`, also when
-    ComfyUI remembers its outputs.
+    Faults end nothing here: the stage that would use the data refuses them, and `node` shows them.
     """
     from ..training.data.contact_sheet import contact_sheet
     from ..training.data.sets import describe, join_sets, without_files

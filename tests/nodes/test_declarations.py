@@ -142,9 +142,9 @@ def test_widget_of_an_unknown_field_is_refused() -> None:
         widget(TrainConfig, "learning_rat")
 
 
-def test_only_nodes_that_write_for_the_user_may_end_a_graph() -> None:
+def test_only_nodes_that_write_or_report_to_the_user_may_end_a_graph() -> None:
     ends = {name for name, node in NODE_CLASS_MAPPINGS.items() if getattr(node, "OUTPUT_NODE", False)}
-    assert ends == {"TrainLoRA", "LongCatConvertLoRA"}
+    assert ends == {"TrainLoRA", "LongCatConvertLoRA", "PairDatasets", "LongCatJoinDatasets"}
 
 
 @pytest.mark.parametrize(
