@@ -25,6 +25,8 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..training.loop.stages import Stages
 
 # Saved workflows hold widgets by place: new ones only at the end.
@@ -77,8 +79,7 @@ class LongCatDataset:
         return folder_fingerprint(dataset_folder(instance_data_dir), subfolders=dataset_type == "video")
 
     def describe(self, **settings: Any) -> tuple[DatasetConfig]:
-        config = configured(LongCatDataset, DatasetConfig, settings)
-        return (replace(config, instance_data_dir=str(dataset_folder(config.instance_data_dir))),)
+        return (resolved(configured(LongCatDataset, DatasetConfig, settings)),)
 
 
 class PairDatasets:
@@ -119,7 +120,7 @@ class PairDatasets:
     def pair(self, targets: DatasetConfig, references: DatasetConfig) -> dict[str, Any]:
         from ..training.data.sets import survey_pairs
 
-        return _shown([survey_pairs(targets, references)], self.DISPLAY_NAME)
+        return _outputs(shown([survey_pairs(targets, references)], self.DISPLAY_NAME))
 
 
 class LongCatJoinDatasets:
@@ -155,7 +156,8 @@ class LongCatJoinDatasets:
     ) -> dict[str, Any]:
         from ..training.data.sets import training_set_of
 
-        return _shown([training_set_of(given) for given in (first, second) if given is not None], self.DISPLAY_NAME)
+        sets = [training_set_of(given) for given in (first, second) if given is not None]
+        return _outputs(shown(sets, self.DISPLAY_NAME))
 
 
 class CacheVAELatents:
@@ -252,10 +254,16 @@ class LongCatCacheText:
         return complete, report.text()
 
 
-def _shown(sets: Sequence[TrainingSet], node: str) -> dict[str, Any]:
-    """Outputs of a node that gives `sets` as one: with contact sheets, and a report that also stands on the node.
+def shown(sets: Sequence[TrainingSet], node: str = "") -> tuple[TrainingSet, Tensor, str]:
+    """(all of `sets` as one, IMAGE of the contact sheets, report)
 
-    Faults end nothing here: the stage that would use the data refuses them, and `node` shows them.
+    Faults end nothing here: the report has them, and the stage that would use the data refuses them.
+
+    Args:
+        node: whose user sees the report.
+
+    Raises:
+        DataError: as `join_sets`.
     """
     from ..training.data.contact_sheet import contact_sheet
     from ..training.data.sets import describe, join_sets, without_files
@@ -268,8 +276,21 @@ def _shown(sets: Sequence[TrainingSet], node: str) -> dict[str, Any]:
         each = without_files(each, unreadable)
         found.append(replace(each, found_by=each.found_by or node) if each.faults else each)
     joined = join_sets(found)
-    report = describe(joined)
-    return {"ui": {"report": [report]}, "result": (joined, to_image(sheets), report)}
+    return joined, to_image(sheets), describe(joined)
+
+
+def _outputs(data: tuple[TrainingSet, Tensor, str]) -> dict[str, Any]:
+    """Of a node whose report also stands on itself."""
+    return {"ui": {"report": [data[2]]}, "result": data}
+
+
+def resolved(config: DatasetConfig) -> DatasetConfig:
+    """`config` with the absolute path of its folder.
+
+    Raises:
+        PathError: there is no such folder, or it lies outside the allowed ones.
+    """
+    return replace(config, instance_data_dir=str(dataset_folder(config.instance_data_dir)))
 
 
 def dataset_folder(name: str) -> Path:

@@ -136,7 +136,7 @@ class LongCatSampleT2V:
 
         config = model.fitted(configured(LongCatSampleT2V, VideoSampleConfig, settings))
         prompts = _prompts("LongCatSampleT2V", positive, negative, "LongCatEncodePrompt")
-        sample = _sample_clip(config, model.spec, prompts, None, unique_id)
+        sample = _sample_clip(config, model, prompts, None, unique_id)
         return clip_to_image(sample.pixels), {"samples": sample.raw_latents}, config.fps
 
 
@@ -187,7 +187,7 @@ class SampleI2V:
         config = model.fitted(configured(SampleI2V, VideoSampleConfig, settings))
         start = _start(config, start_frame, previous_frames)
         prompts = _prompts("SampleI2V", positive, negative, "LongCatEncodePrompt")
-        sample = _sample_clip(config, model.spec, prompts, start, unique_id)
+        sample = _sample_clip(config, model, prompts, start, unique_id)
         return _with_previous(sample, previous_frames), {"samples": sample.raw_latents}, config.fps
 
 

@@ -17,7 +17,7 @@ from ..graph.tiny import make_tiny
 from ..host import use_host
 from .flags import read_flags
 from .host import DEFAULT_HOME, StopFlag, TerminalHost, say, show_node
-from .train import DEFAULT_CONFIG, copy_examples, export_config, import_config, training_of
+from .train import DEFAULT_CONFIG, copy_examples, export_config, import_config, read_training, small_run, train_run
 
 if TYPE_CHECKING:
     from ..types import TrainedLora
@@ -132,8 +132,10 @@ def _add_config_commands(commands: Any, parents: list[argparse.ArgumentParser]) 
 
 
 def _train(args: argparse.Namespace, stop: StopFlag) -> int:
-    graph, host = training_of(args.config, args.keys, args.base_directory, stop, args.tiny)
-    return _execute(graph, host)
+    run, host = read_training(args.config, args.keys, args.base_directory, stop)
+    train_run(small_run(run) if args.tiny else run, host)
+    _list_files(host.files)
+    return 0
 
 
 def _validate(args: argparse.Namespace, stop: StopFlag) -> int:

@@ -265,12 +265,17 @@ def step_line(report: StepReport) -> str:
 def show_node(event: NodeEvent) -> None:
     """One line when a node begins, and the text outputs of a node."""
     if isinstance(event, NodeReported):
-        lines = event.text.splitlines()
-        cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
-        for line in (*lines[:REPORT_LINES], *cut):
-            say(f"    {line}")
+        show_text(event.text)
     else:
         say(f"[{event.number}/{event.total}] {event.label}")
+
+
+def show_text(text: str) -> None:
+    """The first lines of a report."""
+    lines = text.splitlines()
+    cut = [f"... and {len(lines) - REPORT_LINES} more lines"] if len(lines) > REPORT_LINES else []
+    for line in (*lines[:REPORT_LINES], *cut):
+        say(f"    {line}")
 
 
 def say(line: str) -> None:

@@ -13,13 +13,15 @@ from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ...training.rehearsal.stages import RehearsalStages
 from ..graph.check import check_shape, find_faults, label, repaired, with_sources
 from ..graph.core_nodes import node_classes
+from ..graph.description import to_api
+from ..graph.from_config import training_graph
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
 from ..graph.to_config import api_of_ui
 from ..host import use_host
 from ..types import TrainedLora
 from .host import StopFlag, TerminalHost
-from .train import training_of
+from .train import read_training
 
 TRAINER = "TrainLoRA"
 
@@ -62,7 +64,9 @@ def _graph_of(path: Path, home: Path, stop: StopFlag) -> tuple[dict[str, Any], T
         with use_host(host):
             return api_of_ui(content), host
     if isinstance(content, Mapping) and content and not any(_is_node(value) for value in content.values()):
-        return training_of(path, {}, home, stop, tiny=False)
+        run, host = read_training(path, {}, home, stop)
+        with use_host(host):
+            return to_api(training_graph(run, run.train.run_name), node_classes()), host
     check_shape(content, str(path))
     return dict(content), host
 

@@ -1,35 +1,44 @@
-"""`longcat train` and `longcat config`: a configuration becomes the training graph, and back."""
+"""`longcat train` runs the training of a configuration; `longcat config` turns one into a workflow, and back."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...training.caches.cache import Cache, CacheFolders
+from ...training.data.records import TrainingSet
 from ...training.errors import ConfigError
 from ...training.files import read_json, write_json
+from ...training.simpletuner.datasets import SimpleTunerDataset
 from ...training.simpletuner.read import DATA_FILE, SimpleTunerRun, check_trainable, read_files
 from ...training.simpletuner.write import write_run
 from .. import examples
-from ..graph.core_nodes import node_classes
+from ..data import cache_folder, resolved, shown
+from ..graph.core_nodes import node_classes, write_pictures
 from ..graph.description import to_api
 from ..graph.from_config import training_graph
-from ..graph.tiny import make_tiny
 from ..graph.to_config import run_of_workflow
 from ..graph.ui import to_ui
 from ..host import use_host
-from .host import StopFlag, TerminalHost, say
+from ..images import to_image
+from ..load import model_spec
+from .host import StopFlag, TerminalHost, say, show_text
+
+if TYPE_CHECKING:
+    from ...training.loop.stages import Stages
 
 DEFAULT_CONFIG = Path("config/config.json")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config"
 
 
-def training_of(
-    config: Path, overrides: Mapping[str, Any], home: Path, stop: StopFlag, tiny: bool
-) -> tuple[dict[str, Any], TerminalHost]:
-    """The API graph that the configuration describes, and the host to run it in. Nothing is loaded.
+def read_training(
+    config: Path, overrides: Mapping[str, Any], home: Path, stop: StopFlag
+) -> tuple[SimpleTunerRun, TerminalHost]:
+    """The run that the configuration describes, and the host to train it in. Nothing is loaded.
 
     Raises:
         ConfigError, PathError: whatever is wrong with keys, values, their combination or the folders.
@@ -39,9 +48,71 @@ def training_of(
     show_notes(run)
     host = TerminalHost(home, stop=stop, runs_dir=Path(run.runs_dir) if run.runs_dir else None)
     check_folders(run, host)
+    return run, host
+
+
+def train_run(run: SimpleTunerRun, host: TerminalHost) -> None:
+    """Model, data, caches, training: the stages that the nodes of a training workflow call. `host` lists the files.
+
+    Raises:
+        LongCatError: a stage refused.
+        StoppedByUserError: asked to stop; everything that is finished is saved.
+    """
+    from ...training.loop.loss_curve import draw_loss_curve
+    from ...training.loop.stages import RealStages
+    from ...training.loop.train import RunPlaces
+
     with use_host(host):
-        graph = to_api(training_graph(run, run.train.run_name), node_classes())
-        return (make_tiny(graph) if tiny else graph), host
+        stages = RealStages(spec=model_spec(run.model, host.callbacks(None)))
+        cache = _cached(run.sets, "pairs", run, stages, host)
+        evaluated = run.train.validation is not None and run.eval_sets
+        places = RunPlaces(
+            runs_dir=host.runs_dir(),
+            lora_dir=host.lora_dirs()[0],
+            device=host.device(),
+            validation_cache=_cached(run.eval_sets, "evaluation-pairs", run, stages, host) if evaluated else None,
+        )
+        say("Training")
+        with host.work(None) as callbacks:
+            result = stages.train(run.train, cache, places, callbacks)
+        write_pictures(to_image([draw_loss_curve(result.losses)]), "previews/loss-curve")
+
+
+def small_run(run: SimpleTunerRun) -> SimpleTunerRun:
+    """The same run on a tiny twin: small sizes, few steps."""
+    from ...training.rehearsal.scale import small
+
+    sets, eval_sets = (tuple(small(each) for each in sets) for sets in (run.sets, run.eval_sets))
+    return replace(run, model=small(run.model), train=small(run.train), sets=sets, eval_sets=eval_sets)
+
+
+def _cached(
+    sets: Sequence[SimpleTunerDataset], what: str, run: SimpleTunerRun, stages: Stages, host: TerminalHost
+) -> Cache:
+    """The caches of datasets; their contact sheets are drawn as previews called `what`."""
+    say(f"Reading {', '.join(each.targets.id for each in sets)}")
+    data, sheets, report = shown([_surveyed(each) for each in sets])
+    show_text(report)
+    write_pictures(sheets, f"previews/{what}")
+    folders = CacheFolders(
+        targets=cache_folder(sets[0].cache_dir_vae, "cache_dir_vae"),
+        references=cache_folder(sets[0].reference_cache_dir_vae, "reference_cache_dir_vae"),
+    )
+    say("Caching latents and text")
+    with host.work(None) as callbacks:
+        cache, of_latents = stages.cache_latents(data, folders, host.device(), callbacks)
+        show_text(of_latents.text())
+        text_folder = cache_folder(run.cache_dir_text, "cache_dir_text")
+        cache, of_text = stages.cache_text(cache, text_folder, host.device(), callbacks)
+        show_text(of_text.text())
+    return cache
+
+
+def _surveyed(each: SimpleTunerDataset) -> TrainingSet:
+    from ...training.data.sets import survey_dataset, survey_pairs
+
+    targets = resolved(each.targets)
+    return survey_dataset(targets) if each.references is None else survey_pairs(targets, resolved(each.references))
 
 
 def show_notes(run: SimpleTunerRun) -> None:

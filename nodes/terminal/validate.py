@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...training.errors import CheckpointError, ConfigError
 from ...training.files import read_json
-from ...training.settings.dataset import DatasetConfig
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_files
-from ..data import dataset_folder
+from ..data import resolved
 from ..graph.catalogue import EXAMPLE_CLIP_PROMPT, EXAMPLE_INSTRUCTION, EXAMPLE_PROMPT
 from ..graph.core_nodes import SAMPLE_PICTURE, draw_sample, input_picture, node_classes
 from ..graph.description import to_api
@@ -118,16 +117,12 @@ def _records(sets: Sequence[SimpleTunerDataset], count: int) -> list[_Subject]:
 
     found: dict[Path, _Subject] = {}
     for each in sets:
-        targets = _resolved(each.targets)
-        pairs = pair_datasets(targets, _resolved(each.references)) if each.references else scan_dataset(targets)
+        targets = resolved(each.targets)
+        pairs = pair_datasets(targets, resolved(each.references)) if each.references else scan_dataset(targets)
         for record in pairs.records:
             picture = record.references[0] if record.references else None
             found.setdefault(record.target, _Subject(prompt=record.caption, picture=picture))
     return list(found.values())[:count]
-
-
-def _resolved(dataset: DatasetConfig) -> DatasetConfig:
-    return dataclasses.replace(dataset, instance_data_dir=str(dataset_folder(dataset.instance_data_dir)))
 
 
 def _built_in(flavour: Flavour, host: TerminalHost) -> _Subject:
