@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...training.rehearsal.scale import FRAMES, SIDE
 from ...training.settings.model import ModelConfig
 from ..examples import CLIPS, EDIT_REFERENCES, EDIT_TARGETS, START_FRAMES
 from ..graph.catalogue import longcat_image_edit_train, longcat_video_i2v_train
 from ..graph.sampling import Sampling
-from ..graph.tiny import TINY_FRAMES, TINY_SIDE
 from ..images import image_to_clip, one_picture
 from .demo import Lesson, Scores, Taught
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN_PAIRS, SHOWN_CLIPS = 6, 3
 """Of the contact sheets; a clip has three rows there."""
 
-SHOWN_FRAMES = range(0, TINY_FRAMES, 2)
+SHOWN_FRAMES = range(0, FRAMES, 2)
 
 UNSEEN_PICTURES, UNSEEN_STARTS = "unseen-pictures", "unseen-start-frames"
 """Folders below the input folder."""
@@ -50,7 +50,7 @@ class BorderEdit:
     def draw(self, input_dir: Path) -> None:
         from ...training.tiny.examples import draw_example_pairs
 
-        draw_example_pairs(input_dir / EDIT_TARGETS, input_dir / EDIT_REFERENCES, size=TINY_SIDE)
+        draw_example_pairs(input_dir / EDIT_TARGETS, input_dir / EDIT_REFERENCES, size=SIDE)
         (input_dir / UNSEEN_PICTURES).mkdir(exist_ok=True)
         for name, reference, _, _ in self.pairs:
             reference.save(input_dir / UNSEEN_PICTURES / f"{name}.png")
@@ -73,8 +73,8 @@ class BorderEdit:
             Sampling(
                 prompt=instruction,
                 picture=f"{UNSEEN_PICTURES}/{name}.png",
-                width=TINY_SIDE,
-                height=TINY_SIDE,
+                width=SIDE,
+                height=SIDE,
                 num_inference_steps=20,
                 guidance_scale=1.0,
                 filename_prefix=f"{self.name}/{name}",
@@ -117,7 +117,7 @@ class BorderEdit:
     def pairs(self) -> list[tuple[str, Image, Image, str]]:
         from ...training.tiny.examples import draw_pairs
 
-        return draw_pairs(self.unseen, TINY_SIDE, unseen=True)
+        return draw_pairs(self.unseen, SIDE, unseen=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class MovesUp:
         from ...training.tiny.examples import draw_example_clips
 
         folders = (input_dir / CLIPS, input_dir / START_FRAMES)
-        draw_example_clips(*folders, size=TINY_SIDE, frames=TINY_FRAMES, directions=(DIRECTION,))
+        draw_example_clips(*folders, size=SIDE, frames=FRAMES, directions=(DIRECTION,))
         (input_dir / UNSEEN_STARTS).mkdir(exist_ok=True)
         for name, frames, _ in self._clips:
             frames[0].save(input_dir / UNSEEN_STARTS / f"{name}.png")
@@ -158,9 +158,9 @@ class MovesUp:
             Sampling(
                 prompt=caption,
                 picture=f"{UNSEEN_STARTS}/{name}.png",
-                width=TINY_SIDE,
-                height=TINY_SIDE,
-                num_frames=TINY_FRAMES,
+                width=SIDE,
+                height=SIDE,
+                num_frames=FRAMES,
                 num_inference_steps=20,
                 guidance_scale=2.0,
                 filename_prefix=f"{self.name}/{name}",
@@ -208,7 +208,7 @@ class MovesUp:
     def _clips(self) -> list[tuple[str, list[Image], str]]:
         from ...training.tiny.examples import draw_moves
 
-        return list(draw_moves(self.unseen, TINY_SIDE, TINY_FRAMES, directions=(DIRECTION,), unseen=True))
+        return list(draw_moves(self.unseen, SIDE, FRAMES, directions=(DIRECTION,), unseen=True))
 
 
 LESSONS: tuple[Lesson, ...] = (BorderEdit(), MovesUp())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...training.errors import CheckpointError, ConfigError
 from ...training.files import read_json
+from ...training.rehearsal.scale import tiny_run_name
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_files
@@ -20,7 +21,7 @@ from ..graph.core_nodes import SAMPLE_PICTURE, draw_sample, input_picture, node_
 from ..graph.description import to_api
 from ..graph.override import apply_settings
 from ..graph.sampling import Sampling, sampling_graph
-from ..graph.tiny import make_tiny, tiny_run_name
+from ..graph.tiny import make_tiny
 from ..host import use_host
 from ..lora import NO_LORA
 from .host import StopFlag, TerminalHost, say

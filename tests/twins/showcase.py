@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfyui_longcat.nodes.graph.sampling import Sampling, sampling_graph
-from comfyui_longcat.nodes.graph.tiny import TINY_FRAMES, TINY_SIDE
 from comfyui_longcat.nodes.images import one_picture
 from comfyui_longcat.nodes.lora import NO_LORA
 from comfyui_longcat.nodes.terminal.demo import one_thread, run_sampling, teach
@@ -21,6 +20,7 @@ from comfyui_longcat.nodes.terminal.demo_lessons import SHOWN_FRAMES, BorderEdit
 from comfyui_longcat.nodes.terminal.generate import ROOT
 from comfyui_longcat.nodes.terminal.host import TerminalHost, say
 from comfyui_longcat.training.files import replacing
+from comfyui_longcat.training.rehearsal.scale import FRAMES, SIDE
 from comfyui_longcat.training.settings.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def _examples() -> dict[str, Grid]:
     from comfyui_longcat.training.tiny.clips import DIRECTIONS
     from comfyui_longcat.training.tiny.examples import draw_moves, draw_pairs
 
-    pairs = draw_pairs(8, TINY_SIDE, SEED)
-    upwards = [frames for _, frames, _ in draw_moves(3, TINY_SIDE, TINY_FRAMES, SEED)]
-    others = [frames for _, frames, _ in draw_moves(3, TINY_SIDE, TINY_FRAMES, SEED + 1, tuple(DIRECTIONS))]
+    pairs = draw_pairs(8, SIDE, SEED)
+    upwards = [frames for _, frames, _ in draw_moves(3, SIDE, FRAMES, SEED)]
+    others = [frames for _, frames, _ in draw_moves(3, SIDE, FRAMES, SEED + 1, tuple(DIRECTIONS))]
     return {
         "longcat_image_edit_train": [[pair[side] for pair in pairs[:4]] for side in (1, 2)],
         "longcat_image_t2i_train": [[pair[1] for pair in row] for row in (pairs[:4], pairs[4:])],
@@ -91,12 +91,12 @@ def _from_text(host: TerminalHost) -> dict[str, Grid]:
     from comfyui_longcat.training.tiny.world import looks
 
     chosen = looks(held_out=True)[SEED :: 44 // 8][:8]
-    picture = {"width": TINY_SIDE, "height": TINY_SIDE, "num_inference_steps": 20, "guidance_scale": 2.0}
+    picture = {"width": SIDE, "height": SIDE, "num_inference_steps": 20, "guidance_scale": 2.0}
     pictures = [Sampling(prompt=picture_captions(look)[0], filename_prefix="t2i", **picture) for look in chosen]
     model = ModelConfig(model_flavour="tiny", base_model_precision="fp32")
     drawn = [one_picture(image, "t2i") for image in run_sampling(sampling_graph("t2i", model, NO_LORA, pictures), host)]
     clips = [
-        Sampling(prompt=clip_captions(look, way)[0], filename_prefix="t2v", num_frames=TINY_FRAMES, **picture)
+        Sampling(prompt=clip_captions(look, way)[0], filename_prefix="t2v", num_frames=FRAMES, **picture)
         for look, way in zip(chosen, KNOWN[:3], strict=False)
     ]
     model = ModelConfig(model_family="longcat_video", model_flavour="tiny-video", base_model_precision="fp32")

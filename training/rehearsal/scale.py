@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import LongCatError
-from ..settings.flavours import FLAVOURS
+from ..settings.flavours import FLAVOURS, twin_of
 
 T = TypeVar("T")
 
@@ -90,11 +90,7 @@ def tiny_run_name(name: str) -> str:
 def tiny_flavour(family: str, flavour: str) -> str:
     """The twin that does the same work as `flavour`. An unknown one stays, so that it is refused by its name."""
     wanted = FLAVOURS.get((family, flavour))
-    if wanted is None:
-        return flavour
-    return next(
-        name for (_, name), twin in FLAVOURS.items() if twin.repo_id is None and twin.pipeline == wanted.pipeline
-    )
+    return flavour if wanted is None else twin_of(wanted)
 
 
 def short_prompt(text: str) -> str:

@@ -3,14 +3,16 @@
 import json
 
 import pytest
+from comfyui_longcat.nodes import NODES
 from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS
 from comfyui_longcat.nodes.graph.check import find_faults
 from comfyui_longcat.nodes.graph.core_nodes import CORE_NODES, draw_missing_samples, node_classes
 from comfyui_longcat.nodes.graph.signature import is_link, signature_of, types_match
-from comfyui_longcat.nodes.graph.tiny import make_tiny
+from comfyui_longcat.nodes.graph.tiny import PROMPTS, make_tiny
 from comfyui_longcat.nodes.graph.ui import Box
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import TerminalHost
+from comfyui_longcat.training.rehearsal import scale
 from PIL import Image
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
@@ -240,6 +242,19 @@ def test_tiny_only_brings_numbers_down(host):
     assert tiny == {"max_train_steps": 3, "run_name": "mine-tiny", "learning_rate": 0.1, "cache": ["b", 0]}
     assert make_tiny(make_tiny(graph)) == make_tiny(graph)
     assert graph["a"]["inputs"]["run_name"] == "mine"
+
+
+def test_what_tiny_changes_are_inputs_of_nodes(host):
+    inputs = {spec.name for node in NODES.values() for spec in signature_of(node).inputs}
+    assert {
+        *scale.AT_MOST,
+        *scale.EXACTLY,
+        *scale.PRECISIONS,
+        *scale.PROMPTS,
+        *PROMPTS,
+        "run_name",
+        "lora_name",
+    } <= inputs
 
 
 def test_tiny_keeps_int8_only_where_it_can_be(host):

@@ -47,9 +47,7 @@ def test_both_fulfil_the_interface(stages):
 
 
 def test_faults_are_refused_with_all_of_them_and_who_found_them(tmp_path, spec, folders, places):
-    words = (
-        r"^Found by Pair Datasets: The data cannot be used, for 2 reasons:\n- a.txt is missing.\n- b.png is broken."
-    )
+    words = r"^Found by Pair Datasets: The data cannot be used, for 2 reasons:\n- a.txt is missing.\n- b.png is broken."
     stages = RealStages(spec=spec)
     with pytest.raises(DataError, match=words):
         stages.cache_latents(FAULTY, folders, CPU, NoCallbacks())
