@@ -24,7 +24,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from ..training.loop.stages import Stages
-    from ..training.loop.train import TrainResult
+    from ..training.loop.train import RunPlaces, TrainResult
 
 
 class LongCatValidation:
@@ -133,23 +133,23 @@ class TrainLoRA:
             options=options or TrainingOptions(),
             validation=validation.config if validation else None,
         )
-        return _outputs(_train(config, model, cache, validation.cache if validation else None, unique_id))
+        places = run_places(validation.cache if validation else None)
+        with current_host().work(unique_id) as callbacks:
+            result = model.train(config, cache, places, callbacks)
+        return _outputs(result)
 
 
-def _train(
-    config: TrainConfig, model: Stages, cache: Cache, validation_cache: Cache | None, node_id: str | None
-) -> TrainResult:
+def run_places(validation_cache: Cache | None) -> RunPlaces:
+    """The host's."""
     from ..training.loop.train import RunPlaces
 
     host = current_host()
-    places = RunPlaces(
+    return RunPlaces(
         runs_dir=host.runs_dir(),
         lora_dir=host.lora_dirs()[0],
         device=host.device(),
         validation_cache=validation_cache,
     )
-    with host.work(node_id) as callbacks:
-        return model.train(config, cache, places, callbacks)
 
 
 def _outputs(result: TrainResult) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..graph.ui import to_ui
 from ..host import use_host
 from ..images import to_image
 from ..load import model_spec
+from ..train import run_places
 from .host import StopFlag, TerminalHost, say, show_text
 
 if TYPE_CHECKING:
@@ -60,18 +61,12 @@ def train_run(run: SimpleTunerRun, host: TerminalHost) -> None:
     """
     from ...training.loop.loss_curve import draw_loss_curve
     from ...training.loop.stages import RealStages
-    from ...training.loop.train import RunPlaces
 
     with use_host(host):
         stages = RealStages(spec=model_spec(run.model, host.callbacks(None)))
         cache = _cached(run.sets, "pairs", run, stages, host)
         evaluated = run.train.validation is not None and run.eval_sets
-        places = RunPlaces(
-            runs_dir=host.runs_dir(),
-            lora_dir=host.lora_dirs()[0],
-            device=host.device(),
-            validation_cache=_cached(run.eval_sets, "evaluation-pairs", run, stages, host) if evaluated else None,
-        )
+        places = run_places(_cached(run.eval_sets, "evaluation-pairs", run, stages, host) if evaluated else None)
         say("Training")
         with host.work(None) as callbacks:
             result = stages.train(run.train, cache, places, callbacks)
