@@ -76,7 +76,10 @@ def test_stop_button_ends_sampling(model, conditioning, module_host, monkeypatch
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [({"width": 100}, "width is 100.*Use 96 or 112"), ({"height": 0}, "height is 0; it must lie between 16 and 4096")],
+    [
+        ({"width": 100}, "width .* is 100.*Use 96 or 112"),
+        ({"height": 0}, "height .* is 0; it must lie between 16 and 4096"),
+    ],
 )
 def test_bad_sizes_are_refused(model, conditioning, size, message):
     with pytest.raises(ConfigError, match=message):
@@ -86,7 +89,7 @@ def test_bad_sizes_are_refused(model, conditioning, size, message):
 def test_conditioning_and_models_of_edits_are_refused(model, conditioning):
     positive, negative = conditioning
     with_reference = [[positive[0][0], {"reference_latents": [torch.zeros(1, 16, 10, 12)]}]]
-    with pytest.raises(ConfigError, match="positive holds a reference picture.*LongCatEncodePrompt"):
+    with pytest.raises(ConfigError, match="positive holds a reference picture.*Encode LongCat Prompt"):
         sample(model, with_reference, negative)
     with pytest.raises(ConfigError, match="LongCatSampleT2I.negative holds 2 prompts"):
         sample(model, positive, negative * 2)
@@ -95,5 +98,5 @@ def test_conditioning_and_models_of_edits_are_refused(model, conditioning):
     with pytest.raises(ConfigError, match="model_flavour tiny draws from text"):
         LongCatSampleEdit().sample(model, positive, negative, **EDIT)
     wide = [[torch.zeros(1, 512, 3584), {}]]
-    with pytest.raises(ConfigError, match=r"\[1, 512, 3584\]; this model takes \[1, tokens, 64\].*LongCatEncodePrompt"):
+    with pytest.raises(ConfigError, match=r"\[1, 512, 3584\]; this model takes \[1, tokens, 64\].*Encode LongCat"):
         sample(model, wide, wide)

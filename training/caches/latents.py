@@ -79,7 +79,7 @@ def load_latents(path: Path) -> Tensor:
     Raises:
         CacheError: missing, truncated, or no such file.
     """
-    return load_tensor(path, "latents", "CacheVAELatents")
+    return load_tensor(path, "latents", "Cache VAE Latents")
 
 
 def _encode(family: Family, picture: Path, record: Record, clip: Clip | None, vae: Any) -> Tensor:

@@ -107,14 +107,14 @@ def load_prompt_embeds(path: Path) -> Tensor:
     Raises:
         CacheError: missing, truncated, or no such file.
     """
-    return load_tensor(path, "prompt_embeds", "LongCatCacheText")
+    return load_tensor(path, "prompt_embeds", "Cache Text")
 
 
 def _check(cache: Cache, spec: ModelSpec, folder: Path) -> None:
     if cache.model_family != spec.config.model_family:
         raise ConfigError(
             f"The cache holds latents of {cache.model_family}, the model is {spec.config.model_family}."
-            " Wire the same model into CacheVAELatents and LongCatCacheText."
+            " Wire the same model into Cache VAE Latents and Cache Text."
         )
     check_training_data(spec.config, [cached.record for cached in cache.records])
     check_folders(

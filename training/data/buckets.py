@@ -51,7 +51,7 @@ def bucket_choices(config: DatasetConfig) -> tuple[tuple[Size, ...], ...]:
     stand for themselves, lying or standing, off the grid or on it; those of about one area belong together, so that
     `1024x1024,1344x768` shows each picture once, and `512x512,1024x1024` twice.
     """
-    entries = parse_resolutions(config.resolution, config.resolution_type, "DatasetConfig.resolution")
+    entries = parse_resolutions(config.resolution, config.resolution_type, config.named("resolution"))
     sizes = [entry for entry in entries if isinstance(entry, tuple)]
     numbers = [_buckets_of_number(entry, config) for entry in entries if not isinstance(entry, tuple)]
     return (*numbers, *_sizes_by_area(sizes))

@@ -114,7 +114,7 @@ def load_batch(records: Sequence[CachedRecord]) -> Batch:
 def _kind_of(cached: CachedRecord, batch_size: int) -> Kind:
     # A batch of one fits itself: its file need not be opened.
     alone = batch_size == 1 or cached.prompt_embeds is None
-    length = 0 if alone else tensor_shape(cached.prompt_embeds, "prompt_embeds", "LongCatCacheText")[1]
+    length = 0 if alone else tensor_shape(cached.prompt_embeds, "prompt_embeds", "Cache Text")[1]
     frames, start = (
         (cached.record.clip.frames, cached.record.is_i2v) if isinstance(cached.record, ClipRecord) else (0, False)
     )
@@ -138,7 +138,7 @@ def _stack(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:
         if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
             raise CacheError(
                 f"Two cache files of one batch do not fit together: {paths[0]} is {_described(tensors[0])},"
-                f" {path} is {_described(tensor)}. Run CacheVAELatents and LongCatCacheText again with one model"
+                f" {path} is {_described(tensor)}. Run Cache VAE Latents and Cache Text again with one model"
                 " for all of them, or train with train_batch_size 1."
             )
     # Copies even a single tensor: the files' mappings may change or go, the batch does not.
@@ -149,9 +149,7 @@ def _text_paths(records: Sequence[CachedRecord], field: str) -> list[Path]:
     paths = [getattr(record, field) for record in records]
     if None in paths:
         name = records[paths.index(None)].record.name
-        raise CacheError(
-            f"{name} has no cached instruction: put LongCatCacheText between CacheVAELatents and TrainLoRA."
-        )
+        raise CacheError(f"{name} has no cached instruction: put Cache Text between Cache VAE Latents and Train LoRA.")
     return paths
 
 

@@ -89,14 +89,14 @@ def _check_cache(spec: ModelSpec, cache: Cache, what: str) -> None:
     if cache.model_family != spec.config.model_family:
         raise ConfigError(
             f"The {what} was made for {cache.model_family}, the model is {spec.config.model_family}. Wire the same"
-            " model into the cache nodes and TrainLoRA."
+            " model into the cache nodes and Train LoRA."
         )
     if not cache.records:
         raise ConfigError(f"The {what} holds no sample. Check the folders of the dataset.")
     check_training_data(spec.config, [cached.record for cached in cache.records])
     if not cache.has_text:
         raise ConfigError(
-            f"The {what} has no embedded instructions. Put LongCatCacheText between CacheVAELatents and TrainLoRA."
+            f"The {what} has no embedded instructions. Put Cache Text between Cache VAE Latents and Train LoRA."
         )
     _check_files(cache, what)
 
@@ -110,6 +110,6 @@ def _check_files(cache: Cache, what: str) -> None:
     gone = [path for path in wanted if not path.is_file()]
     if gone:
         raise CacheError(
-            f"{len(gone)} of {len(wanted)} files of the {what} are gone, the first is {gone[0]}. Run CacheVAELatents"
-            " and LongCatCacheText again; they make only what is missing."
+            f"{len(gone)} of {len(wanted)} files of the {what} are gone, the first is {gone[0]}. Run Cache VAE Latents"
+            " and Cache Text again; they make only what is missing."
         )

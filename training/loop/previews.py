@@ -97,7 +97,7 @@ class Previews:
             if step == 0:
                 raise PreviewError(
                     f"{message} Nothing is trained yet. Choose a smaller validation_resolution, or train without"
-                    " LongCatValidation."
+                    " LongCat Validation."
                 ) from error
             callbacks.on_event(WarningRaised(message=f"{message} The training goes on."))
             return message
@@ -198,7 +198,7 @@ def preview_size(reference: tuple[int, int], resolution: str) -> tuple[int, int]
     The bucket of `resolution`'s area nearest to the reference's aspect; or the sides of `resolution` themselves, in
     the reference's orientation, where these are at least as near (they may be off the 64 px grid, e.g. 480x832).
     """
-    sides = parse_size(resolution, "ValidationConfig.validation_resolution")
+    sides = parse_size(resolution, ValidationConfig.named("validation_resolution"))
     bucket = bucket_for(*reference, round(math.sqrt(sides[0] * sides[1])), BUCKET_ALIGNMENT)
     if (reference[0] > reference[1]) != (sides[0] > sides[1]):
         sides = (sides[1], sides[0])
@@ -209,7 +209,7 @@ def _encoded(
     config: ValidationConfig, spec: ModelSpec, cache: Cache, device: torch.device, callbacks: Callbacks
 ) -> tuple[PreviewInputs, ...]:
     if cache.folders.text is None:
-        raise ConfigError("The evaluation data has no cached instructions. Put LongCatCacheText before it.")
+        raise ConfigError("The evaluation data has no cached instructions. Put Cache Text before it.")
     if _has_references(spec, cache):
         records = _preview_records(config, cache)
         dataset = replace(cache.dataset, records=records)
@@ -255,7 +255,7 @@ def _preview_record(record: Record, caption: str, config: ValidationConfig) -> R
 
 def _text_prompts(config: ValidationConfig, cache: Cache) -> list[Prompt]:
     """Every line of `validation_prompt`, else the first different captions."""
-    size = parse_size(config.validation_resolution, "ValidationConfig.validation_resolution")
+    size = parse_size(config.validation_resolution, ValidationConfig.named("validation_resolution"))
     lines = _lines(config)
     if lines:
         return [

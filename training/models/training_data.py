@@ -29,7 +29,7 @@ def check_training_data(model: ModelConfig, records: Sequence[Record]) -> None:
         )
     if flavour.needs_reference:
         wrong = [record.name for record in records if not record.references]
-        what, remedy = "have none", "Give PairDatasets a folder of references, or choose a text-to-image flavour."
+        what, remedy = "have none", "Give Pair Datasets a folder of references, or choose a text-to-image flavour."
     else:
         wrong = [record.name for record in records if record.references]
         what, remedy = "have one", "Leave out the folder of references, or choose model_flavour edit."
@@ -45,9 +45,9 @@ def _check_media(flavour: Flavour, records: Sequence[Record]) -> None:
     wrong = [record.name for record in records if isinstance(record, ClipRecord) != flavour.draws_clips]
     if wrong:
         wanted, given, remedy = (
-            ("clips", "pictures", "Set dataset_type of the LongCatDataset to video")
+            ("clips", "pictures", "Set dataset_type of the LongCat Dataset to video")
             if flavour.draws_clips
-            else ("pictures", "clips of videos", "Set dataset_type of the LongCatDataset to image")
+            else ("pictures", "clips of videos", "Set dataset_type of the LongCat Dataset to image")
         )
         raise ConfigError(
             f"{flavour.family} is trained on {wanted}, but {len(wrong)} of {len(records)} samples are {given}:"

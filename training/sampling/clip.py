@@ -147,7 +147,7 @@ def _check_flavour(spec: ModelSpec) -> None:
     if not flavour_of(config).draws_clips:
         raise ConfigError(
             f"model_family {config.model_family} draws pictures, not clips. Choose model_family longcat_video in"
-            " LoadLongCat, or use LongCatSampleT2I or LongCatSampleEdit."
+            " Load LongCat, or use Sample T2I or Sample Edit."
         )
 
 
@@ -167,13 +167,13 @@ def _check_start(start: Tensor | None, num_frames: int) -> None:
 def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
     if conditioning.raw_cond_latents is not None:
         raise ConfigError(
-            f"{name} holds a reference picture; a clip is sampled from text, and its start frame goes into SampleI2V."
-            " Make the conditioning with LongCatEncodePrompt."
+            f"{name} holds a reference picture; a clip is sampled from text, and its start frame goes into Sample I2V."
+            " Make the conditioning with Encode LongCat Prompt."
         )
     width = transformer["caption_channels"]
     shape = tuple(conditioning.prompt_embeds.shape)
     if len(shape) != 3 or shape[0] != 1 or shape[2] != width:
         raise ConfigError(
             f"{name} has embeddings of shape {list(shape)}; this model takes [1, tokens, {width}]. Encode the prompt"
-            " with LongCatEncodePrompt and the same model."
+            " with Encode LongCat Prompt and the same model."
         )

@@ -96,8 +96,8 @@ def _check_flavour(spec: ModelSpec) -> None:
     flavour = spec.config.model_flavour
     if not flavour_of(spec.config).needs_reference:
         raise ConfigError(
-            f"model_flavour {flavour} draws from text and cannot edit. Choose {names_of(EDIT)} in LoadLongCat, or use"
-            " LongCatEncodePrompt and LongCatSampleT2I."
+            f"model_flavour {flavour} draws from text and cannot edit. Choose {names_of(EDIT)} in Load LongCat, or use"
+            " Encode LongCat Prompt and Sample T2I."
         )
 
 

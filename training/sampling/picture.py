@@ -150,19 +150,19 @@ def _inputs(
 def _check_reference(name: str, conditioning: Conditioning, flavour: Flavour) -> None:
     if flavour.needs_reference and conditioning.raw_cond_latents is None:
         raise ConfigError(
-            f"{name} holds 0 reference pictures; an edit needs exactly one. Make it with EncodeEditPrompt and wire the"
-            " picture into its reference input."
+            f"{name} holds 0 reference pictures; an edit needs exactly one. Make it with Encode Edit Prompt and wire"
+            " the picture into its reference input."
         )
     if not flavour.needs_reference and conditioning.raw_cond_latents is not None:
         raise ConfigError(
-            f"{name} holds a reference picture; text-to-image takes none. Make it with LongCatEncodePrompt, or choose"
-            " an edit flavour and LongCatSampleEdit."
+            f"{name} holds a reference picture; text-to-image takes none. Make it with Encode LongCat Prompt, or choose"
+            " an edit flavour and Sample Edit."
         )
 
 
 def _check_fit(name: str, conditioning: Conditioning, transformer: dict[str, Any]) -> None:
     raw_cond_latents = conditioning.raw_cond_latents
-    encoder = "LongCatEncodePrompt" if raw_cond_latents is None else "EncodeEditPrompt"
+    encoder = "Encode LongCat Prompt" if raw_cond_latents is None else "Encode Edit Prompt"
     width = transformer["joint_attention_dim"]
     embeds = tuple(conditioning.prompt_embeds.shape)
     if len(embeds) != 3 or embeds[0] != 1 or embeds[2] != width:

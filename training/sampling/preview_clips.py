@@ -42,7 +42,7 @@ def starting_record(record: ClipRecord, caption: str, config: ValidationConfig) 
 
 def clip_size(frame: Size, resolution: str) -> Size:
     """The sides of `resolution`, upright where a start frame of (width, height) px is."""
-    width, height = parse_size(resolution, "ValidationConfig.validation_resolution")
+    width, height = parse_size(resolution, ValidationConfig.named("validation_resolution"))
     return (height, width) if (width - height) * (frame[0] - frame[1]) < 0 else (width, height)
 
 

@@ -57,8 +57,8 @@ def sample_t2i(
     _check_flavour(spec)
     if flavour_of(spec.config).draws_clips:
         raise ConfigError(
-            f"model_family {spec.config.model_family} draws clips. Use LongCatSampleT2V or SampleI2V, or choose"
-            " model_family longcat_image in LoadLongCat."
+            f"model_family {spec.config.model_family} draws clips. Use Sample T2V or Sample I2V, or choose"
+            " model_family longcat_image in Load LongCat."
         )
     return sample_picture(config, spec, prompts, config.cfg_renorm, device, callbacks, preview)
 
@@ -67,6 +67,6 @@ def _check_flavour(spec: ModelSpec) -> None:
     flavour = spec.config.model_flavour
     if flavour_of(spec.config).needs_reference:
         raise ConfigError(
-            f"model_flavour {flavour} edits a reference picture. Choose {names_of(TEXT_TO_IMAGE)} in LoadLongCat,"
-            " or use EncodeEditPrompt and LongCatSampleEdit."
+            f"model_flavour {flavour} edits a reference picture. Choose {names_of(TEXT_TO_IMAGE)} in Load LongCat,"
+            " or use Encode Edit Prompt and Sample Edit."
         )

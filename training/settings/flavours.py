@@ -51,7 +51,7 @@ FLAVOURS: dict[tuple[str, str], Flavour] = {
         training_hint=(
             "model_flavour final is the finished model, polished for sampling. The official trainer starts from dev,"
             " which is meant for fine-tuning and usually the better base of a LoRA: choose model_flavour dev in"
-            " LoadLongCat. A LoRA trained on dev can be used on final."
+            " Load LongCat. A LoRA trained on dev can be used on final."
         ),
     ),
     (IMAGE_FAMILY, "dev"): Flavour(

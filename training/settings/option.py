@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 
@@ -45,13 +45,21 @@ def option_of(config_class: type, name: str) -> Option:
 class Checked:
     """Base of config dataclasses: refuses values outside their `Option` when an instance is made."""
 
+    node: ClassVar[str]
+    """Display name of the node that has these settings, for messages."""
+
+    @classmethod
+    def named(cls, field: str) -> str:
+        """A field as messages name it: `learning_rate (Train LoRA)`."""
+        return f"{field} ({cls.node})"
+
     def __post_init__(self) -> None:
         faults = []
         for field in dataclasses.fields(self):
             declared = field.metadata.get("option")
             if declared is not None:
                 try:
-                    _check(f"{type(self).__name__}.{field.name}", getattr(self, field.name), field.default, declared)
+                    _check(self.named(field.name), getattr(self, field.name), field.default, declared)
                 except ConfigError as error:
                     faults.append(str(error))
         if faults:
@@ -63,19 +71,18 @@ def _check(where: str, value: Any, default: Any, declared: Option) -> None:
         return
     if declared.choices is not None:
         if value not in declared.choices:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(declared.choices)}. {declared.help}")
+            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(declared.choices)}.")
         return
     if isinstance(default, (bool, str)) and not isinstance(value, type(default)):
-        raise ConfigError(f"{where} is {value!r}; it must be a {type(default).__name__}. {declared.help}")
+        wanted = "true or false" if isinstance(default, bool) else "a text"
+        raise ConfigError(f"{where} is {value!r}; it must be {wanted}.")
     if declared.low is None and declared.high is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{where} is {value!r}; it must be a number. {declared.help}")
+        raise ConfigError(f"{where} is {value!r}; it must be a number.")
     if isinstance(default, int) and not isinstance(value, int):
-        raise ConfigError(f"{where} is {value!r}; it must be a whole number. {declared.help}")
+        raise ConfigError(f"{where} is {value!r}; it must be a whole number.")
     low = -math.inf if declared.low is None else declared.low
     high = math.inf if declared.high is None else declared.high
     if not low <= value <= high:
-        raise ConfigError(
-            f"{where} is {value}; it must lie between {declared.low} and {declared.high}. {declared.help}"
-        )
+        raise ConfigError(f"{where} is {value}; it must lie between {declared.low} and {declared.high}.")

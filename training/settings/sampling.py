@@ -1,4 +1,4 @@
-"""The settings of the sampling nodes; declared as in config.py, which hands them on."""
+"""The settings of one sampling call."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ SIDE = {"high": LARGEST_SIDE, "step": PIXELS_PER_TOKEN}
 class SampleConfig(Checked):
     """One sampling call (LongCatSampleEdit)."""
 
+    node = "Sample Edit"
+
     width: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, **SIDE)
     height: int = option(0, "Px, a multiple of 16; 0: from the reference.", low=0, **SIDE)
     num_inference_steps: int = option(50, "Euler steps (released pipeline: 50; guide: 40).", low=1, high=1000, step=1)
@@ -38,11 +40,12 @@ class SampleConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_multiple(f"{type(self).__name__}.width", self.width, PIXELS_PER_TOKEN)
-        check_multiple(f"{type(self).__name__}.height", self.height, PIXELS_PER_TOKEN)
+        check_multiple(self.named("width"), self.width, PIXELS_PER_TOKEN)
+        check_multiple(self.named("height"), self.height, PIXELS_PER_TOKEN)
         if (self.width == 0) != (self.height == 0):
             raise ConfigError(
-                f"SampleConfig is {self.width}x{self.height}; give both sides, or 0 for both (size of the reference)."
+                f"{self.named('width')} is {self.width} and height {self.height}; give both sides, or 0 for both (size"
+                " of the reference)."
             )
 
 
@@ -50,18 +53,22 @@ class SampleConfig(Checked):
 class TextToImageConfig(SampleConfig):
     """One sampling call (LongCatSampleT2I)."""
 
+    node = "Sample T2I"
+
     width: int = option(1024, "Px, a multiple of 16.", low=PIXELS_PER_TOKEN, **SIDE)
     height: int = option(1024, "Px, a multiple of 16.", low=PIXELS_PER_TOKEN, **SIDE)
     cfg_renorm: bool = option(
         True,
-        "Keeps guidance from making any part of the picture stronger than it is without (released pipeline: on). Off:"
-        " plain guidance.",
+        "Keep guidance from making any part of the picture stronger than it is without guidance (released"
+        " pipeline: on). Off: plain guidance.",
     )
 
 
 @dataclass(kw_only=True, frozen=True)
 class VideoSampleConfig(SampleConfig):
     """One sampling call (LongCatSampleT2V, SampleI2V)."""
+
+    node = "Sample T2V or Sample I2V"
 
     width: int = option(
         832,
@@ -92,10 +99,10 @@ class VideoSampleConfig(SampleConfig):
     fps: float = option(FRAME_RATE, "Frames per second that the model was trained at.", low=1.0, high=120.0, step=0.01)
     distilled: bool = option(
         False,
-        "For the released cfg_step_lora (or another LoRA distilled like it), loaded by LongCatLoadLoRA: 16 steps on its"
-        " own noise levels, without guidance.",
+        "For the released cfg_step_lora, loaded with Load LongCat LoRA, or another LoRA distilled like it: 16"
+        " steps with noise levels of their own, without guidance.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_frames(f"{type(self).__name__}.num_frames", self.num_frames)
+        check_frames(self.named("num_frames"), self.num_frames)

@@ -100,7 +100,7 @@ def _place(
     _refuse_id_of_another_flavour(name, config)
     if name in offered:
         return offered[name].path
-    return roots.resolve_existing(name, "LoadLongCat.pretrained_model_name_or_path")
+    return roots.resolve_existing(name, ModelConfig.named("pretrained_model_name_or_path"))
 
 
 def _place_of_clips(config: ModelConfig, flavour: Flavour, roots: AllowedRoots) -> Path | None:
@@ -109,18 +109,18 @@ def _place_of_clips(config: ModelConfig, flavour: Flavour, roots: AllowedRoots) 
     chosen = config.transformer_file if config.transformer_file != AUTO else name
     if chosen.lower().endswith(".safetensors"):
         raise ConfigError(
-            f"LoadLongCat was given the single file {chosen!r}, but {config.model_family} is read from a whole folder"
+            f"Load LongCat was given the single file {chosen!r}, but {config.model_family} is read from a whole folder"
             f" only. Leave transformer_file on auto, and give the folder of {released_repo_id(flavour)}, or auto, which"
             " downloads it."
         )
     if name in (AUTO, flavour.repo_id):
         return None
     _refuse_id_of_another_flavour(name, config)
-    place = roots.resolve_existing(name, "LoadLongCat.pretrained_model_name_or_path")
+    place = roots.resolve_existing(name, ModelConfig.named("pretrained_model_name_or_path"))
     if not place.is_dir():
         raise ConfigError(
-            f"LoadLongCat.pretrained_model_name_or_path is {place}, a file; {config.model_family} is read from a folder"
-            f" such as that of {released_repo_id(flavour)}."
+            f"{config.named('pretrained_model_name_or_path')} is {place}, a file; {config.model_family} is read from a"
+            f" folder such as that of {released_repo_id(flavour)}."
         )
     return place
 
@@ -131,8 +131,9 @@ def _refuse_id_of_another_flavour(name: str, config: ModelConfig) -> None:
         family, flavour = other
         also = f"model_family {family} and " if family != config.model_family else ""
         raise ConfigError(
-            f"LoadLongCat.pretrained_model_name_or_path is {name!r}, which is flavour {flavour}, but model_flavour is"
-            f" {config.model_flavour}. Choose {also}model_flavour {flavour}, or leave the path on auto."
+            f"{config.named('pretrained_model_name_or_path')} is {name!r}, which is flavour {flavour}, but"
+            f" model_flavour is {config.model_flavour}. Choose {also}model_flavour {flavour}, or leave the path on"
+            " auto."
         )
 
 
@@ -164,7 +165,7 @@ def _with_parts(transformer: Path, config: ModelConfig, dirs: SingleFileDirs) ->
 def _named(kind: Kind, name: str, offered: dict[str, FoundFile], dirs: SingleFileDirs) -> Path:
     if name not in offered:
         raise ModelError(
-            f"LoadLongCat.{kind}_file is {name!r}; there is no such file of a known name below"
+            f"{ModelConfig.named(f'{kind}_file')} is {name!r}; there is no such file of a known name below"
             f" {', '.join(map(str, getattr(dirs, kind)))}. It must be one of {', '.join((AUTO, *offered))}."
         )
     return offered[name].path
@@ -175,7 +176,7 @@ def _refuse_single_parts(config: ModelConfig, folder: Path | None) -> None:
     for option, name in chosen.items():
         if name != AUTO:
             raise ConfigError(
-                f"LoadLongCat.{option} is {name!r}, but the transformer comes from the diffusers folder"
+                f"{config.named(option)} is {name!r}, but the transformer comes from the diffusers folder"
                 f" {folder or flavour_of(config).folder_name}, which has its own. Choose transformer_file"
                 " too, or leave this on auto."
             )

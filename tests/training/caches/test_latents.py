@@ -184,7 +184,7 @@ def test_a_truncated_file_is_made_anew(dataset, spec, folders, keep):
     path = cache.records[0].latents
     latents, whole = load_latents(path).clone(), path.read_bytes()
     path.write_bytes(whole[:keep])
-    with pytest.raises(CacheError, match="CacheVAELatents"):
+    with pytest.raises(CacheError, match="Cache VAE Latents"):
         load_latents(path)
     _, report = run(dataset, spec, folders)
     assert [(name, why.split(" (")[0]) for name, why in report.encoded] == [

@@ -62,7 +62,7 @@ def item(folder, name, picture="p", bucket="64x64", value=1.0):
 
 
 def load(path):
-    return load_tensor(path, "latents", "CacheVAELatents")
+    return load_tensor(path, "latents", "Cache VAE Latents")
 
 
 def test_a_second_run_reuses_everything_and_opens_no_encoder(tmp_path, encoder):
@@ -143,7 +143,7 @@ def test_loading_a_damaged_file_names_it_and_the_node_to_run(tmp_path, encoder, 
     wanted = item(tmp_path, "a")
     fill("latents", [wanted], encoder.open, NoCallbacks())
     damage(wanted.path)
-    with pytest.raises(CacheError, match="Run CacheVAELatents again") as caught:
+    with pytest.raises(CacheError, match="Run Cache VAE Latents again") as caught:
         load(wanted.path)
     assert str(wanted.path) in str(caught.value)
 

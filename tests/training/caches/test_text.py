@@ -199,7 +199,7 @@ def test_a_truncated_file_is_refused_by_the_reader_and_made_anew_by_the_stage(ca
     path = cached.records[0].prompt_embeds
     expected = load_prompt_embeds(path).clone()
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CacheError, match="LongCatCacheText") as caught:
+    with pytest.raises(CacheError, match="Cache Text") as caught:
         load_batch(cached.records)
     assert str(path) in str(caught.value)
     _, report = run(cache, spec, folder)

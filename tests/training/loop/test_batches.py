@@ -90,7 +90,7 @@ def test_a_batch_holds_prompts_of_one_length(tmp_path):
 
 def test_a_lost_prompt_is_named_before_the_first_batch(mixed):
     mixed.records[3].prompt_embeds.unlink()
-    with pytest.raises(CacheError, match=r"prompt-3\.safetensors.*Run LongCatCacheText again"):
+    with pytest.raises(CacheError, match=r"prompt-3\.safetensors.*Run Cache Text again"):
         BatchOrder(mixed, batch_size=2, seed=1)
 
 
@@ -164,7 +164,7 @@ def test_unequal_prompt_lengths_are_refused_and_never_padded(tmp_path):
 
 def test_a_cache_without_text_is_refused_with_the_node_to_add(tmp_path):
     record = replace(cached_record(tmp_path, 5, SQUARE), empty_prompt_embeds=None)
-    with pytest.raises(CacheError, match="005 has no cached instruction.*LongCatCacheText"):
+    with pytest.raises(CacheError, match="005 has no cached instruction.*Cache Text"):
         load_batch([record])
 
 

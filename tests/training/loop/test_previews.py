@@ -95,7 +95,7 @@ def test_captions_of_the_pairs_are_hits_of_the_training_cache(trainable, tmp_pat
 
 def test_evaluation_pairs_need_their_text(trainable, tmp_path):
     cache = replace(trainable.cache, folders=replace(trainable.cache.folders, text=None))
-    with pytest.raises(ConfigError, match="LongCatCacheText"):
+    with pytest.raises(ConfigError, match="Cache Text"):
         prepared(trainable, tmp_path, cache=cache)
 
 
