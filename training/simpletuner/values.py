@@ -126,7 +126,7 @@ def build(kind: type[T], values: Mapping[str, Any], where: str, faults: Faults) 
         return kind(**values)
     except ConfigError as error:
         prefix = f"{where}: " if where else ""
-        faults += [prefix + fault.replace(f"{kind.__name__}.", "") for fault in error.faults]
+        faults += [prefix + fault for fault in error.faults]
         return kind()
 
 

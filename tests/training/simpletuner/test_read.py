@@ -228,7 +228,8 @@ def test_all_faults_of_both_files_and_the_flags_come_at_once(tmp_path):
     with pytest.raises(ConfigError) as raised:
         read_files(tmp_path / "config.json", {"use_dora": True, "lora_rnk": "8"})
     words = (
-        *("learning_rte", "sideways", "lora_rank is 0", "seed is -3", "use_dora", "--lora_rnk (the nearest is 'lora_r"),
+        *("learning_rte", "sideways", "lora_rank (Train LoRA) is 0", "seed (Train LoRA) is -3", "use_dora"),
+        "--lora_rnk (the nearest is 'lora_r",
         *("guesswork", "crop_styl", "has conditioning_data 'c'", "miles", "dataset 3 of the data file has id None"),
     )
     assert len(raised.value.faults) == len(words)
