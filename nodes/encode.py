@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..training.loop.stages import Stages
-    from ..training.sampling.picture import Conditioning as EncodedPrompt
+    from ..training.sampling.prompts import Conditioning as EncodedPrompt
 
 Conditioning = list[list[Any]]
 """ComfyUI's own type: `[[prompt_embeds [1, L, D], {"reference_latents": [raw_latents [1, C, h, w]], ...}]]`"""
@@ -58,7 +58,7 @@ class EncodeEditPrompt:
         unique_id: str | None = None,
         **settings: Any,
     ) -> tuple[Conditioning, Conditioning]:
-        from ..training.sampling.edit import encode_edit
+        from ..training.sampling.prompts import encode_edit
         from .images import one_picture
 
         size = model.fitted(configured(EncodeEditPrompt, SampleConfig, settings))
@@ -99,7 +99,7 @@ class LongCatEncodePrompt:
     def encode(
         self, model: Stages, prompt: str, negative_prompt: str, unique_id: str | None = None
     ) -> tuple[Conditioning, Conditioning]:
-        from ..training.sampling.t2i import encode_prompts
+        from ..training.sampling.prompts import encode_prompts
 
         host = current_host()
         with host.work(unique_id) as callbacks:

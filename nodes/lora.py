@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LoraFileError
-from ..training.lora.names import LAYOUTS, PORTABLE
+from ..training.lora.families import LAYOUTS, PORTABLE
 from ..training.paths import check_name
 from ..training.weights.spec import LoraUse
 from .host import current_host

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..training.loop.stages import Stages
-    from ..training.sampling.clip import ClipSample
-    from ..training.sampling.picture import Conditioning as EncodedPrompt
-    from ..training.sampling.picture import PictureSample
+    from ..training.sampling.clips import ClipSample
+    from ..training.sampling.pictures import PictureSample
+    from ..training.sampling.prompts import Conditioning as EncodedPrompt
 
 VIDEO_SETTINGS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "seed", "distilled")
 
@@ -54,7 +54,7 @@ class LongCatSampleEdit:
         unique_id: str | None = None,
         **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from ..training.sampling.edit import sample_edit
+        from ..training.sampling.pictures import sample_edit
 
         config = model.fitted(configured(LongCatSampleEdit, SampleConfig, settings))
         prompts = _prompts("LongCatSampleEdit", positive, negative, "EncodeEditPrompt")
@@ -97,7 +97,7 @@ class LongCatSampleT2I:
         unique_id: str | None = None,
         **settings: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from ..training.sampling.t2i import sample_t2i
+        from ..training.sampling.pictures import sample_t2i
 
         config = model.fitted(configured(LongCatSampleT2I, TextToImageConfig, settings))
         prompts = _prompts("LongCatSampleT2I", positive, negative, "LongCatEncodePrompt")
@@ -224,8 +224,7 @@ def _prompts(
 
 def _start(config: VideoSampleConfig, start_frame: Tensor, previous_frames: Tensor | None) -> Tensor:
     """Pixels that the clip begins with: [1, 3, H, W], or [1, 3, 13, H, W] of the clip before."""
-    from ..training.sampling.clip import start_pixels
-    from ..training.sampling.video import last_frames
+    from ..training.sampling.clips import last_frames, start_pixels
     from .images import image_to_clip, one_picture
 
     if previous_frames is not None:
@@ -235,7 +234,7 @@ def _start(config: VideoSampleConfig, start_frame: Tensor, previous_frames: Tens
 
 def _with_previous(sample: ClipSample, previous_frames: Tensor | None) -> Tensor:
     """IMAGE of the sampled clip, or of both clips as one."""
-    from ..training.sampling.video import joined
+    from ..training.sampling.clips import joined
     from .images import clip_to_image, image_to_clip
 
     pixels = sample.pixels
@@ -249,7 +248,7 @@ def _sample_clip(
     start: Tensor | None,
     node_id: str | None,
 ) -> ClipSample:
-    from ..training.sampling.clip import sample_clip
+    from ..training.sampling.clips import sample_clip
 
     host = current_host()
     with host.work(node_id) as callbacks:
@@ -268,7 +267,7 @@ def _encoded(where: str, conditioning: Conditioning, encoder: str) -> EncodedPro
         ConfigError: several prompts in one, or several references.
     """
     from ..training.errors import ConfigError
-    from ..training.sampling.picture import Conditioning as EncodedPrompt
+    from ..training.sampling.prompts import Conditioning as EncodedPrompt
 
     if len(conditioning) != 1:
         raise ConfigError(f"{where} holds {len(conditioning)} prompts; it must be one, as {encoder} makes it.")

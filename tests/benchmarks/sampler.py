@@ -65,7 +65,7 @@ def build_contestants(folder: Path) -> tuple[Callable, Callable]:
     from comfyui_longcat.training.data.media import to_pixels
     from comfyui_longcat.training.models.image.latents import pack_latents
     from comfyui_longcat.training.models.registry import family_of
-    from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
+    from comfyui_longcat.training.sampling.euler import Guidance, initial_noise, sample_image
     from PIL import Image
 
     pipeline, embeds = build_pipeline(folder)

@@ -11,7 +11,7 @@ import torch
 from comfyui_longcat.training.models.flow import image_sigmas, resolution_mu
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
 from comfyui_longcat.training.models.image.latents import denormalise
-from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
+from comfyui_longcat.training.sampling.euler import Guidance, initial_noise, sample_image
 from comfyui_longcat.training.weights.single_file import export_transformer
 from safetensors.torch import load_file, save_file
 

@@ -76,7 +76,7 @@ CONTEXT = (
         replace="timestep=(sigmas * target_count / tokens.shape[1]).to(device),",
         tests=(
             "tests/training/models/image/test_family.py::test_reference_tokens_have_the_timestep_of_the_noisy_ones",
-            "tests/training/sampling/test_edit.py::test_edit_equals_the_released_pipeline",
+            "tests/training/sampling/test_pictures_edit.py::test_edit_equals_the_released_pipeline",
         ),
     ),
     Fault(
@@ -152,10 +152,10 @@ LATENTS = (
     Fault(
         name="edit-reference-scaled-twice",
         why="ComfyUI carries raw latents; given normalised ones, the sampler normalises the reference again.",
-        file="training/sampling/picture.py",
+        file="training/sampling/prompts.py",
         find="raw_cond_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()",
         replace="raw_cond_latents = family.encode_pixels(vae, references[0]).cpu()",
-        tests=("tests/training/sampling/test_edit.py::test_an_edit_scales_and_shifts_its_reference_once",),
+        tests=("tests/training/sampling/test_pictures_edit.py::test_an_edit_scales_and_shifts_its_reference_once",),
     ),
     Fault(
         name="video-vae-statistics-twice",
@@ -210,20 +210,20 @@ SAMPLERS = (
     Fault(
         name="first-frame-stepped",
         why="The given start drifts away from its picture.",
-        file="training/sampling/video.py",
+        file="training/sampling/euler.py",
         find="start, denoised = latents[:, :, :given], latents[:, :, given:]",
         replace="start, denoised = latents[:, :, :0], latents",
         tests=(
-            "tests/training/sampling/test_video.py::test_given_frames_stay_bit_for_bit_and_are_shown_clean_at_timestep_zero",
+            "tests/training/sampling/test_euler_video.py::test_given_frames_stay_bit_for_bit_and_are_shown_clean_at_timestep_zero",
         ),
     ),
     Fault(
         name="cfg-zero-over-the-batch",
         why="What is sampled beside a clip changes the clip.",
-        file="training/sampling/video.py",
+        file="training/sampling/euler.py",
         find="positive, negative = velocity.flatten(1), negative_velocity.flatten(1)",
         replace="positive, negative = velocity.flatten()[None], negative_velocity.flatten()[None]",
-        tests=("tests/training/sampling/test_video.py::test_the_cfg_zero_scale_is_each_samples_own",),
+        tests=("tests/training/sampling/test_euler_video.py::test_the_cfg_zero_scale_is_each_samples_own",),
     ),
 )
 
@@ -232,8 +232,8 @@ LORAS = (
         name="lora-alpha-ignored",
         why="A LoRA of alpha 8 and rank 32 acts four times too strongly.",
         file="training/lora/file.py",
-        find='told = part.get("scale", part.get("alpha"))',
-        replace="told = None",
+        find='given = part.get("scale", part.get("alpha"))',
+        replace="given = None",
         tests=(
             "tests/training/lora/test_layouts.py::test_reads_every_spelling_with_its_alpha",
             "tests/training/lora/test_video.py::test_the_official_lora_gives_the_official_output_in_every_layout",

@@ -6,7 +6,7 @@ from comfyui_longcat.nodes.encode import EncodeEditPrompt
 from comfyui_longcat.nodes.load import LoadLongCat
 from comfyui_longcat.nodes.sample import LongCatSampleEdit
 from comfyui_longcat.training.errors import ConfigError, StoppedByUserError
-from comfyui_longcat.training.sampling.edit import EDIT_AREA, edit_size
+from comfyui_longcat.training.sampling.prompts import EDIT_AREA, edit_size
 
 SAMPLING = {"width": 0, "height": 0, "num_inference_steps": 2, "guidance_scale": 4.5, "seed": 7}
 
@@ -68,9 +68,9 @@ def test_reference_latents_are_raw_vae_latents(model, reference, conditioning, m
 
 
 def test_size_zero_is_diffusers_own_rule(monkeypatch, model, reference):
-    from comfyui_longcat.training.sampling import edit
+    from comfyui_longcat.training.sampling import prompts
 
-    monkeypatch.setattr(edit, "EDIT_AREA", 128 * 128)
+    monkeypatch.setattr(prompts, "EDIT_AREA", 128 * 128)
     positive, _ = encode(model, reference, width=0, height=0)
     # 96x80 has the ratio 1.2: 140.2 x 116.8 px, rounded up to 144 x 128.
     assert positive[0][1]["reference_latents"][0].shape[-2:] == (16, 18)

@@ -6,8 +6,8 @@ from comfyui_longcat.nodes.lora import LongCatConvertLoRA, LongCatLoadLoRA
 from comfyui_longcat.nodes.types import TrainedLora
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.loop.stages import RealStages
+from comfyui_longcat.training.lora.families import IMAGE, VIDEO
 from comfyui_longcat.training.lora.file import read_lora
-from comfyui_longcat.training.lora.names import IMAGE, VIDEO
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.weights.spec import LoraUse, ModelSpec
 from safetensors.torch import save_file

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfyui_longcat.training.files import replacing_folder
 from comfyui_longcat.training.settings.flavours import EDIT
-from comfyui_longcat.training.weights.quiet import no_progress_bars
+from comfyui_longcat.training.weights.components import no_progress_bars
 from comfyui_longcat.training.weights.twins import SHARED, TWINS
 
 from .tokenizer import byte_level_merges, token_ids

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
-from comfyui_longcat.training.sampling.image import Guidance, sample_image
+from comfyui_longcat.training.sampling.euler import Guidance, sample_image
 from comfyui_longcat.training.tiny.captions import picture_captions
 from comfyui_longcat.training.tiny.classifier import Reading, psnr, read_pictures
 from comfyui_longcat.training.tiny.edits import KNOWN, EditedPictures, allows, draw_edits

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfyui_longcat.training.files import replacing_folder
 from comfyui_longcat.training.models.contract import QWEN, UMT5
-from comfyui_longcat.training.weights.quiet import no_progress_bars
+from comfyui_longcat.training.weights.components import no_progress_bars
 from comfyui_longcat.training.weights.twins import MARK, SHARED, TWINS
 
 from .image_checkpoint import GAIN, QUERY_BIAS, QUERY_KEY_SIZE, own_random_numbers

@@ -12,8 +12,7 @@ import torch
 from comfyui_longcat.training.models.contract import TextEncoder
 from comfyui_longcat.training.models.flow import video_sigmas
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily
-from comfyui_longcat.training.sampling.image import initial_noise
-from comfyui_longcat.training.sampling.video import ZeroStarGuidance, sample_video
+from comfyui_longcat.training.sampling.euler import ZeroStarGuidance, initial_noise, sample_video
 from comfyui_longcat.training.tiny.classifier import Reading, psnr, read_directions, read_pictures
 from comfyui_longcat.training.tiny.clips import Clips, clip_looks, draw_clips
 from comfyui_longcat.training.tiny.world import Look, choose

@@ -79,7 +79,6 @@ class BatchOrder:
         return self._batches[place]
 
     def _batches_of(self, epoch: int) -> list[tuple[CachedRecord, ...]]:
-
         state = int(sha256_of_json({"seed": self._seed, "epoch": epoch})[:15], 16)
         generator = torch.Generator().manual_seed(state)
         groups: dict[Kind, list[CachedRecord]] = {}
@@ -132,7 +131,6 @@ def _cond_latents_of(records: Sequence[CachedRecord], latents: Tensor) -> tuple[
 
 def _stack(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> Tensor:
     """[1, ...] of each file -> [B, ...]; never pads, because the model would see the padding."""
-
     tensors = [load(path) for path in paths]
     for path, tensor in zip(paths, tensors, strict=True):
         if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, bit for bit.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped, bit for bit.
 
 `step-000100/` holds `adapter.safetensors` (a LoRA file, usable as it is), `optimizer.safetensors` (the exact
 parameters, the optimiser's state, the moving average, the random state) and `state.json`. A folder of that name is
@@ -47,7 +47,7 @@ def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> No
     except (OSError, LoraFileError) as error:
         raise CheckpointError(
             f"The checkpoint of step {state.step} could not be written to {target}: {error}."
-            f" {_what_is_left(folder)} Free some space or choose another output folder, then queue again to go on."
+            f" {_what_is_left(folder)} Free some space or choose another output folder, then queue again to continue."
         ) from error
     state.saved_step = state.step
     _prune(folder, state.config.options.checkpoints_total_limit)
@@ -72,7 +72,7 @@ def restore_newest(state: TrainState, folder: Path, callbacks: Callbacks) -> Non
         for path, error in damaged.items():
             # Out of the way of pruning, which would take it for the newest and remove good ones.
             path.replace(_unused(folder / f"damaged-{path.name}"))
-            callbacks.on_event(WarningRaised(message=f"{error} Going on from {checkpoint.name}."))
+            callbacks.on_event(WarningRaised(message=f"{error} Continuing from {checkpoint.name}."))
         return
     if damaged:
         newest = next(iter(damaged.values()))
@@ -119,7 +119,6 @@ def check_writable(state: TrainState, folder: Path) -> None:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-
     tensors = {GENERATOR: state.generator.get_state()}
     for name, parameter in state.parameters.items():
         # The LoRA file has alpha / rank multiplied into B, which cannot be undone to the last bit.
@@ -144,7 +143,6 @@ def _numbers(state: TrainState) -> dict[str, Any]:
 
 
 def _restore(state: TrainState, checkpoint: Path) -> None:
-
     try:
         numbers = read_json(checkpoint / STATE_FILE, CheckpointError, f"The checkpoint {checkpoint.name} is damaged.")
         if numbers["format_version"] != FORMAT_VERSION:

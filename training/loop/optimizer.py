@@ -1,4 +1,4 @@
-"""The optimiser, the course of its learning rate, and the moving average of the weights."""
+"""The optimiser, the schedule of its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 

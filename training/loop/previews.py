@@ -29,9 +29,8 @@ from ..files import replacing
 from ..models.contract import Family
 from ..models.flow import video_sigmas
 from ..models.registry import family_of
-from ..sampling.image import Guidance, initial_noise, sample_image
+from ..sampling.euler import Guidance, ZeroStarGuidance, initial_noise, sample_image, sample_video
 from ..sampling.preview_clips import save_clip, starting_record, strip_of
-from ..sampling.video import ZeroStarGuidance, sample_video
 from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE
 from ..settings.model import flavour_of
 from ..settings.sizes import parse_size
@@ -81,7 +80,7 @@ class Previews:
         """Samples, decodes, saves and reports the pictures of `step`; returns what went wrong, or None.
 
         A failure before the first step ends the run, since every later preview would fail too; a later one is
-        reported, and the training goes on.
+        reported, and the training continues.
 
         Raises:
             PreviewError: before the first step only.
@@ -99,7 +98,7 @@ class Previews:
                     f"{message} Nothing is trained yet. Choose a smaller validation_resolution, or train without"
                     " LongCat Validation."
                 ) from error
-            callbacks.on_event(WarningRaised(message=f"{message} The training goes on."))
+            callbacks.on_event(WarningRaised(message=f"{message} The training continues."))
             return message
 
     def _show(self, transformer: Any, step: int, callbacks: Callbacks) -> None:

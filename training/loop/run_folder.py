@@ -34,7 +34,7 @@ CODE_VERSION = 1
 FINISHED = "finished"
 
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")
-"""Learning rates that do not depend on how long the run will be: more steps go on from the last one."""
+"""Learning rates that do not depend on how long the run will be: more steps continue from the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces, callbacks: Callbacks) -> TrainResult:
-    """Trains a LoRA, or goes on with it, or returns it if it is finished.
+    """Trains a LoRA, or continues its training, or returns it if it is finished.
 
     Raises:
         ConfigError, CacheError, ModelError, LoraFileError: settings, data and model do not fit; nothing is trained.
@@ -126,7 +126,7 @@ def train_one_step(state: TrainState) -> StepReport:
         losses.append(loss.detach())
         names.extend(batch.names)
     norm = clip_gradients(state.parameters.values(), options.max_grad_norm)
-    # The only wait for the device in a step.
+    # Waits for the device (LongCat-Video also does in its forward pass, see `prompt_rows`).
     loss, grad_norm = torch.stack((torch.stack(losses).sum(), norm)).tolist()
     _check_finite(state.step + 1, loss, grad_norm, names)
     (learning_rate,) = state.scheduler.get_last_lr()
@@ -192,7 +192,7 @@ def _saving_when_stopped(state: TrainState, run: RunFolder, callbacks: Callbacks
             save_checkpoint(state, run.checkpoints, callbacks)
         raise StoppedByUserError(
             f"Stopped at step {state.step} of {state.config.max_train_steps}. Everything is saved in {run.folder};"
-            " queue again to go on."
+            " queue again to continue."
         ) from stop
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, LoraFileError
 from ..files import read_json, replacing_folder, write_json, write_safetensors
+from .families import LAYOUTS, PEFT
 from .file import METADATA_KEY, read_lora, read_metadata
 from .layouts import check_modules, tensors_in
-from .names import LAYOUTS, PEFT
 from .regroup import LoraWeights
 from .scale import PEFT_CONFIG, PEFT_WEIGHTS
 
@@ -31,7 +31,7 @@ def convert_lora(path: Path, layout: str, destination: Path) -> Path:
 
     Args:
         path: a file or a folder that `read_lora` can read.
-        layout: one of LAYOUTS that exists for the LoRA's family, which its keys tell.
+        layout: one of LAYOUTS that exists for the LoRA's family, which follows from its keys.
         destination: without ending; `.safetensors` is added, and "peft" makes a folder. What is there already is
             returned if it is this very conversion, else left alone, and `-2`, `-3`, ... added to the name.
 
@@ -108,7 +108,6 @@ def _top(layout: str, file: Path) -> Path:
 
 
 def _holds(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> bool:
-
     try:
         found = load_file(file)
         same = config is None or read_json(file.parent / PEFT_CONFIG, LoraFileError, "") == config

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import LoraFileError
 from ..files import parse_json, write_safetensors
+from .families import IMAGE, PEFT_PREFIX, PORTABLE, family_of_modules, find_layer, without_prefix
 from .inject import TRAINED_ADAPTER, add_adapter, lora_layers
 from .layouts import OTHER_ADAPTERS, examples, own_names, some_modules, split_key, tensors_in
-from .names import IMAGE, PEFT_PREFIX, PORTABLE, family_of_modules, find_layer, without_prefix
 from .regroup import LoraWeights
 from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings
 
@@ -154,7 +154,6 @@ def _facts(transformer: nn.Module, sign: str) -> dict[str, str]:
 
 
 def _load(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-
     try:
         with safe_open(path, "pt") as file:
             names = () if only_metadata else file.keys()
@@ -226,9 +225,9 @@ def _scaled(path: Path, module: str, part: Mapping[str, Tensor], settings: Adapt
             " They must be [rank, in] and [out, rank]. Download or train it again."
         )
     rank = a.shape[0]
-    told = part.get("scale", part.get("alpha"))
-    if told is not None:
-        scale = told.item() / (1 if "scale" in part else rank) if told.numel() == 1 else math.nan
+    given = part.get("scale", part.get("alpha"))
+    if given is not None:
+        scale = given.item() / (1 if "scale" in part else rank) if given.numel() == 1 else math.nan
     elif settings is not None:
         scale = settings.scale(module, rank)
     elif module.startswith(PEFT_PREFIX):
@@ -239,7 +238,7 @@ def _scaled(path: Path, module: str, part: Mapping[str, Tensor], settings: Adapt
     else:
         scale = 1.0
     if not math.isfinite(scale):
-        raise LoraFileError(f"{path}: alpha of {module} is {told}; it must be one number. Train it again.")
+        raise LoraFileError(f"{path}: alpha of {module} is {given}; it must be one number. Train it again.")
     return LoraWeights(a=a, b=b if scale == 1 else b * scale)
 
 

@@ -1,6 +1,6 @@
 """Key names of LoRA files: every layout in the wild is read into the model's own module names, several are written.
 
-A key is `<prefix><module>.<part>`. Dots and underscores in prefix and module mean the same here (names.py); so one
+A key is `<prefix><module>.<part>`. Dots and underscores in prefix and module mean the same here (families.py); so one
 table a family reads them all:
 
     family  prefix                                  module names      written by
@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
-from .names import FAMILIES, HYPHEN, OFFICIAL, LoraFamily, Names, family_of_modules, find_layer
+from .families import FAMILIES, HYPHEN, OFFICIAL, LoraFamily, Names, family_of_modules, find_layer
 from .regroup import LoraWeights, diagonal_blocks, regroup
 
 PARTS = {
@@ -108,7 +108,6 @@ def tensors_in(family: LoraFamily, layout: str, weights: Mapping[str, LoraWeight
     Args:
         weights: by the model's own names; all of the family (`check_modules`) unless the layout has these names.
     """
-
     spelling = family.layouts[layout]
     named = weights if spelling.scheme == 0 else in_scheme(family, spelling.scheme, weights)
     tensors = {}
@@ -167,7 +166,7 @@ def own_names(path: Path, modules: Mapping[str, LoraWeights], family: LoraFamily
 
 def _twice(path: Path, names: Iterable[str], module: str) -> LoraFileError:
     return LoraFileError(
-        f"{path} holds {examples(names)} twice, the second time as {module}; which one is meant cannot be told."
+        f"{path} holds {examples(names)} twice, the second time as {module}; it is unknown which one is meant."
         " Remove one of them, or train the LoRA again."
     )
 
@@ -190,10 +189,9 @@ def _titles(families: Iterable[LoraFamily]) -> str:
 def _as_official(tensors: Mapping[str, Tensor], ends: tuple[str, str]) -> dict[str, Tensor]:
     """With b in blocks where it is block-diagonal, and every module filled up to one rank.
 
-    The official loader (longcat_video/modules/lora_utils.py) counts the blocks in the file, but is told one rank for
-    all modules.
+    The official loader (longcat_video/modules/lora_utils.py) counts the blocks in the file, but has one rank for all
+    modules.
     """
-
     adapters = {}
     for key, a in tensors.items():
         if not key.endswith(f".{ends[0]}"):

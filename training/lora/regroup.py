@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .names import LoraFamily
+from .families import LoraFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,6 @@ def regroup(
 
 def diagonal_blocks(weights: LoraWeights, count: int) -> list[Tensor] | None:
     """The blocks [out / s, r / s] of a block-diagonal B; None if B is not, or has empty blocks."""
-
     rows, rank = weights.b.shape
     if rows % count or rank % count:
         return None
@@ -59,7 +58,6 @@ def diagonal_blocks(weights: LoraWeights, count: int) -> list[Tensor] | None:
 
 
 def _swapped(weights: LoraWeights) -> LoraWeights:
-
     return LoraWeights(a=weights.a, b=torch.cat(weights.b.chunk(2)[::-1]))
 
 
@@ -88,7 +86,6 @@ def _join(family: LoraFamily, parts: Sequence[str], weights: Mapping[str, LoraWe
 
     The rank of the stacked one is the sum of the parts' ranks. Parts without adapter get rows of zeros.
     """
-
     present = [weights[part] for part in parts if part in weights]
     first = present[0].a
     shared = all(torch.equal(pair.a, first) for pair in present)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import LoraFileError
 from ..files import parse_json, read_json
-from .names import DOTTED_PREFIXES, PEFT_PREFIX
+from .families import DOTTED_PREFIXES, PEFT_PREFIX
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -52,13 +52,13 @@ class AdapterSettings:
 
         name = module.removeprefix(next((prefix for prefix in DOTTED_PREFIXES if module.startswith(prefix)), ""))
         try:
-            told = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.rank)
+            given = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.rank)
             alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
         except re.error as error:
             raise LoraFileError(f"{self.origin} holds a faulty pattern ({error}). Copy it again.") from error
-        if told != rank:
+        if given != rank:
             raise LoraFileError(
-                f"{self.origin} gives {module} the rank {told}, but its tensors have {rank}: it belongs to another"
+                f"{self.origin} gives {module} the rank {given}, but its tensors have {rank}: it belongs to another"
                 " LoRA. Put the two files of a LoRA into a folder of their own."
             )
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)

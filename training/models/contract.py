@@ -65,7 +65,7 @@ class Family(Protocol):
     reads_references: bool
     """Whether the text encoder sees the references; else they are none of what embeddings depend on."""
     sigma_distribution: str
-    """A key of `sigmas.DISTRIBUTIONS`: how they are drawn in training, before the shift."""
+    """How sigmas are drawn in training, before the shift: a key of `flow.DISTRIBUTIONS`."""
 
     def encode_prompt(self, text_encoder: Any, prompt: str, references: Sequence[Tensor]) -> Tensor:
         """Prompt embeddings.

@@ -58,7 +58,6 @@ def save_clip(pixels: Tensor, path: Path, fps: float) -> None:
 
 def strip_of(pixels: Tensor) -> Image.Image:
     """Some frames of pixels [1, 3, F, H, W] side by side."""
-
     last = pixels.shape[2] - 1
     count = min(STRIP_FRAMES, last + 1)
     frames = _pictures(pixels, [round(place * last / max(count - 1, 1)) for place in range(count)])

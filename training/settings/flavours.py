@@ -20,7 +20,7 @@ class Flavour:
     folder_name: str
     """Name of its folder below models/longcat."""
     pipeline: str
-    """Class in model_index.json: text-to-image and edit have equal transformers, only this tells them apart."""
+    """Class in model_index.json: the transformers of text-to-image and edit are alike, only this differs."""
     mark: str = "model_index.json"
     """File that every complete folder of this layout has."""
     distilled_steps: int = 0

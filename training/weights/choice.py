@@ -75,7 +75,7 @@ def choose_model(
         callbacks.on_event(
             WarningRaised(
                 message=f"{place.name} looks like flavour {known.flavour}, model_flavour is {config.model_flavour}."
-                " The flavours' files are built alike, so only you can tell: correct one of them if this is wrong."
+                " The files of the flavours are built alike, so this cannot be checked: if it is wrong, correct one."
             )
         )
     files = _with_parts(place, config, dirs)

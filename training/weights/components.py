@@ -15,10 +15,9 @@ from ..events import Callbacks, StageProgress, WarningRaised
 from ..models.contract import TextEncoder
 from ..settings.model import QUANTISED_PRECISIONS, ModelConfig, flavour_of
 from . import single_file, video_components
-from .block_loading import Finish, fill, from_folder, reading_folder
 from .devices import choose_dtype
+from .loading import Finish, fill, from_folder, reading_folder
 from .quantisation import ensure_available, must_compile, quantise
-from .quiet import no_progress_bars
 from .qwen_file import image_processor
 from .source import resolve_folder
 from .spec import ModelSpec
@@ -105,9 +104,9 @@ def open_base_transformer(
     the device ever holds more than the quantised model and one block of the full one.
 
     Args:
-        spec: the model; says also whether blocks stream through the device, see memory.py.
+        spec: the model; says also whether blocks stream through the device, see streaming.py.
         device: where it computes.
-        callbacks: told of the loading, and of what takes long or is not as asked for.
+        callbacks: get the loading, and a warning of what takes long or is not as asked for.
         adapt: puts adapters on the loaded model, before diffusers' group offload takes hold of its layers.
         training: whether backward passes will follow; decides how blocks are streamed.
 
@@ -144,12 +143,11 @@ def open_base_transformer(
 
 def compute_dtype(spec: ModelSpec) -> torch.dtype:
     """float32 for an fp32 base, else bfloat16, which quantised weights are expanded to as well."""
-
     return torch.float32 if spec.config.base_model_precision == "fp32" else torch.bfloat16
 
 
 def _dtype_on(device: torch.device, spec: ModelSpec, precision: str, callbacks: Callbacks) -> torch.dtype:
-    """What a part of `precision` computes in on `device`; tells of what takes long or is not as asked for."""
+    """What a part of `precision` computes in on `device`; warns of what takes long or is not as asked for."""
     ensure_available(precision)
     choose_dtype(device, precision)
     dtype, reason = choose_dtype(device, spec.config.base_model_precision)
@@ -165,7 +163,6 @@ def _dtype_on(device: torch.device, spec: ModelSpec, precision: str, callbacks: 
 
 def _finisher(config: ModelConfig, device: torch.device, swap: BlockSwap, training: bool) -> Finish:
     """What is done with each part of the transformer when it has been read."""
-
     place = torch.device("cpu") if uses_group_offload(config, training) else device
     streamed = streamed_blocks(config, training)
 
@@ -189,7 +186,6 @@ def _in_memory(
     name: str, load: Callable[[], nn.Module], device: torch.device, callbacks: Callbacks
 ) -> Iterator[nn.Module]:
     """Loads, and gives everything back at the end, also after an error."""
-
     models: list[nn.Module] = []
     try:
         callbacks.on_event(StageProgress(stage=f"loading the {name}", done=0, total=1))
@@ -206,6 +202,22 @@ def _in_memory(
         _empty_cache(device)
 
 
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """No bars of diffusers and transformers on the console inside the block: loading is reported as an event."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loud = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in loud:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in loud:
+            library.enable_progress_bar()
+
+
 def _drop_weights(model: nn.Module) -> None:
     """Takes the tensors out of the module: a reference to it left in a caller's frame or traceback costs nothing."""
     for module in model.modules():
@@ -216,7 +228,6 @@ def _drop_weights(model: nn.Module) -> None:
 
 
 def _empty_cache(device: torch.device) -> None:
-
     gc.collect()
     backend = getattr(torch, device.type, None)
     if device.type != "cpu" and hasattr(backend, "empty_cache"):

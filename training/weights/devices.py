@@ -27,7 +27,6 @@ def choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str
     Raises:
         ConfigError: the device cannot do `precision`.
     """
-
     _refuse_impossible(device, precision)
     if precision == "fp32":
         return torch.float32, f"{precision} computes in float32"
@@ -56,7 +55,6 @@ def _refuse_impossible(device: torch.device, precision: str) -> None:
 
 def _lacks_bfloat16(device: torch.device) -> str:
     """Why `device` has no bfloat16; "" when it has."""
-
     # torch's own is_bf16_supported looks at the current device, which need not be this one; AMD cards all have it.
     if (
         device.type == "cuda"
@@ -71,5 +69,4 @@ def _lacks_bfloat16(device: torch.device) -> str:
 
 
 def _has_cuda_toolkit() -> bool:
-
     return CUDA_HOME is not None

@@ -1,4 +1,4 @@
-"""Fetching a released model's folder from the hub: with progress, stoppable, going on where it ended."""
+"""Fetching a released model's folder from the hub: with progress, stoppable, and continued the next time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def download(repo_id: str, folder: Path, callbacks: Callbacks) -> None:
             # Reported from here, not from the hub's threads: hosts tie progress to the thread that runs the node.
             callbacks.on_event(StageProgress(stage=stage, done=min(_bytes_in(folder), total), total=total))
             if callbacks.should_stop():
-                raise StoppedByUserError(f"Stopped while {stage}; the next run goes on from here.")
+                raise StoppedByUserError(f"Stopped while {stage}; the next run continues the download.")
             wait_for(jobs, timeout=POLL_SECONDS)
         error = jobs[-1].exception()
         if error is not None:
@@ -130,7 +130,7 @@ def _check_complete(repo_id: str, folder: Path, sizes: dict[str, int]) -> None:
 
 def _failure(repo_id: str, folder: Path, error: BaseException) -> str:
     return (
-        f"{repo_id} could not be downloaded: {type(error).__name__}: {error}. Run again to go on with the download, or"
+        f"{repo_id} could not be downloaded: {type(error).__name__}: {error}. Run again to continue the download, or"
         f" put the repository's files into {folder.with_suffix('')} by hand (its folders, and model_index.json where"
         " there is one), or give a folder that has them as pretrained_model_name_or_path."
     )

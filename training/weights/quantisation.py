@@ -59,11 +59,10 @@ def must_compile(precision: str, device_type: str) -> bool:
     Raises:
         ConfigError: as `ensure_available`.
     """
-
     ensure_available(precision)
     if precision != INT4:
         return False
-    # optimum-quanto compiles anew for another torch.
+    # optimum-quanto compiles again for another torch.
     compiled_for = _build_folder("cuda" if device_type == "cuda" else "cpp") / "pytorch_version.txt"
     return not compiled_for.is_file() or compiled_for.read_text(encoding="utf-8").strip() != torch.__version__
 
@@ -106,7 +105,6 @@ def _quantise_with_quanto(module: nn.Module, precision: str, linear: str) -> Non
 
 def _load_extension(module: nn.Module) -> None:
     """Compiles now what quanto would compile at the first forward pass, in the middle of the first step."""
-
     path = os.environ.get("PATH", "")
     try:
         # ninja comes with quanto, but a Python that is started by its full path does not have its scripts on the PATH.

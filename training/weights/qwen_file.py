@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .foreign import what_it_holds
-from .tensor_file import Shapes
+from .tensor_file import Shapes, what_it_holds
 
 NEWER_NAMES = (
     ("model.language_model.", "model."),
@@ -65,7 +64,7 @@ PARTS = {
     "embedding": "model.embed_tokens.weight",
     "query": "model.layers.0.self_attn.q_proj.weight",
     "key": "model.layers.0.self_attn.k_proj.weight",
-    # Qwen2.5 has a bias here and no norm of the queries, Qwen3 the other way round.
+    # Qwen2.5 has a bias here and no norm of the queries; Qwen3 has the norm and no bias.
     "key bias": "model.layers.0.self_attn.k_proj.bias",
     "feed-forward": "model.layers.0.mlp.gate_proj.weight",
     "vision": "visual.blocks.0.attn.proj.weight",

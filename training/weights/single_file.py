@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError
 from ..files import write_safetensors
 from ..settings.geometry import LATENTS_PER_TOKEN
-from . import native_keys, qwen_file, vae_file
-from .block_loading import Finish, fill
-from .foreign import what_it_holds
-from .tensor_file import Shapes, TensorFile, read_tensor_file
+from . import image_keys, qwen_file, vae_file
+from .loading import Finish, fill
+from .tensor_file import Shapes, TensorFile, read_tensor_file, what_it_holds
 
 if TYPE_CHECKING:
     import torch
@@ -88,12 +87,12 @@ def load_transformer(path: Path, dtype: torch.dtype, finish: Finish | None = Non
     from diffusers import LongCatImageTransformer2DModel
 
     file = read_tensor_file(path)
-    keys = native_keys.recognise(file.shapes, path)
+    keys = image_keys.recognise(file.shapes, path)
     with torch.device("meta"):
         model = LongCatImageTransformer2DModel(**keys.config)
-    recipes = native_keys.plan(keys, native_keys.DIFFUSERS)
+    recipes = image_keys.plan(keys, image_keys.DIFFUSERS)
     with file.reading() as read:
-        fill(model, recipes, lambda name: _copy(native_keys.assemble(recipes[name], read), dtype), finish, path)
+        fill(model, recipes, lambda name: _copy(image_keys.assemble(recipes[name], read), dtype), finish, path)
     return model.eval()
 
 
@@ -134,7 +133,7 @@ def load_text_encoder(path: Path, dtype: torch.dtype) -> nn.Module:
     with file.reading() as read:
         weights = {name: _copy(read(in_file), dtype) for name, in_file in names.items()}
     try:
-        # Given a state dict, transformers translates the names, makes the buffers anew, and keeps our tensors.
+        # Given a state dict, transformers translates the names, makes the buffers, and keeps our tensors.
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None, config=Qwen2_5_VLConfig(**config), state_dict=weights, dtype=dtype, output_loading_info=True
         )
@@ -191,7 +190,7 @@ def export_transformer(transformer: nn.Module, path: Path, metadata: Mapping[str
         ModelError: the model carries adapters or quantised weights: only the released tensors have native names.
         OSError: the disk is full or the folder cannot be written.
     """
-    weights = native_keys.convert(transformer.state_dict(), native_keys.NATIVE, "the model to export")
+    weights = image_keys.convert(transformer.state_dict(), image_keys.NATIVE, "the model to export")
     write_safetensors(path, weights, metadata or {})
 
 
@@ -220,8 +219,8 @@ def _describe(file: TensorFile) -> SingleFile:
 def _recognised(shapes: Shapes, path: Path) -> tuple[Kind, str, dict[str, Any]]:
     names = qwen_file.text_encoder_names(shapes)
     vae_layout = vae_file.vae_layout(shapes)
-    if native_keys.is_transformer(shapes):
-        keys = native_keys.recognise(shapes, path)
+    if image_keys.is_transformer(shapes):
+        keys = image_keys.recognise(shapes, path)
         return "transformer", keys.layout, keys.config
     if qwen_file.PARTS["query"] in names:
         return "text_encoder", "hub", qwen_file.text_encoder_config(names, shapes, path)

@@ -33,7 +33,7 @@ def resolve_folder(spec: ModelSpec, callbacks: Callbacks) -> Path:
 
     Raises:
         ModelError: the folder is incomplete or of another model, or the download failed.
-        StoppedByUserError: stopped while downloading; the next call goes on where this one ended.
+        StoppedByUserError: stopped while downloading; the next call continues it.
     """
     folder = spec.folder or _folder_of_flavour(spec, callbacks)
     check_folder(folder, spec.config)
@@ -203,7 +203,7 @@ def _refuse_foreign(folder: Path, flavour: Flavour) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / flavour.mark).is_file():
         raise ModelError(
             f"{folder} exists but has no {flavour.mark}, so it is no complete model folder. Complete it, or move it"
-            " away so that it can be made anew."
+            " away so that it can be made again."
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,28 @@ MARKERS = ("scaled_fp8", ".comfy_quant", ".input_scale", ".scale_input")
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FP8 = FLOATS[-2:]
+
+MODEL_MARKS = (
+    (".lora_", "a LoRA"),
+    (".cross_attn.kv_linear.", "a LongCat-Video transformer"),
+    ("double_stream_modulation_img.", "a Flux.2 transformer"),
+    ("distilled_guidance_layer.", "a Chroma transformer"),
+    ("txt_in.individual_token_refiner.", "a HunyuanVideo transformer"),
+    ("vector_in.", "a Flux.1 transformer (it has vector_in)"),
+    ("guidance_in.", "a Flux.1 transformer (it has guidance_in)"),
+    ("time_text_embed.text_embedder.", "a Flux.1 transformer (it has time_text_embed.text_embedder)"),
+    (".img_mod.1.", "a Qwen-Image transformer"),
+    ("cap_embedder.", "a Z-Image or Lumina transformer"),
+    ("joint_blocks.", "a Stable Diffusion 3 transformer"),
+    ("input_blocks.", "a Stable Diffusion UNet"),
+    ("head.modulation", "a Wan transformer"),
+    ("encoder.downsamples.", "a Wan VAE"),
+    (".deepstack_merger_list.", "a Qwen3-VL text encoder"),
+    (".self_attn.q_norm.", "a Qwen3 or Gemma text encoder"),
+    (".SelfAttention.", "a T5 text encoder"),
+    ("text_model.encoder.", "a CLIP text encoder"),
+)
+"""Part of a tensor's name -> the model it gives away; the first that occurs counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +123,15 @@ def read_tensor_file(path: Path) -> TensorFile:
         dtypes={name: dtypes[name] for name in names},
         scales=scales,
     )
+
+
+def what_it_holds(names: Iterable[str]) -> str:
+    """The model that these tensor names belong to, else some of the names."""
+    known = sorted(names)
+    for mark, model in MODEL_MARKS:
+        if any(mark in f".{name}" for name in known):
+            return model
+    return f"tensors such as {', '.join(known[:3])}"
 
 
 def _scales(path: Path, shapes: Shapes, dtypes: Mapping[str, str]) -> dict[str, str]:

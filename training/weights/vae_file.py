@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .foreign import what_it_holds
-from .tensor_file import Shapes
+from .tensor_file import Shapes, what_it_holds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +27,7 @@ LATENT_CHANNELS = 16
 SCALING_FACTOR = 0.3611
 SHIFT_FACTOR = 0.1159
 """Of Flux.1's VAE, which LongCat-Image uses (Comfy-Org/ComfyUI: comfy/latent_formats.py Flux). No tensor holds them;
-the VAE of Stable Diffusion 3 has other values and the same names and shapes, so it cannot be told apart here."""
+the VAE of Stable Diffusion 3 has other values and the same names and shapes, so it cannot be recognised here."""
 
 NORM_GROUPS = 32
 

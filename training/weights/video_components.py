@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..models.contract import QWEN, UMT5
-from .block_loading import Finish, fill, from_folder, reading_folder
 from .checkpoint_files import read_config, read_header, weight_files
+from .loading import Finish, fill, from_folder, reading_folder
 from .tensor_file import read_tensor_file
 from .video_keys import VideoKeys, assemble, recognise
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TRANSFORMER_FOLDERS = ("dit", "transformer")
 
 SETTINGS = ("mlp_ratio", "text_tokens_zero_pad")
-"""Entries of the transformer's config.json that its tensors do not tell."""
+"""Entries of the transformer's config.json that do not follow from its tensors."""
 
 CLASSES = {
     "vae": ("AutoencoderKLWan",),
@@ -119,7 +119,7 @@ def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = N
     Args:
         folder: of the checkpoint.
         dtype: of the weights.
-        finish: see `block_loading.fill`.
+        finish: see `loading.fill`.
 
     Raises:
         ModelError: the files are damaged or of another model.

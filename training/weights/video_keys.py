@@ -1,4 +1,4 @@
-"""Tensor names of LongCat-Video's transformer in the files that exist, and its sizes as the tensors tell them.
+"""Tensor names of LongCat-Video's transformer in the files that exist, and the sizes that follow from the tensors.
 
     layout            written by                                      differs in
     official          meituan-longcat, SimpleTuner                    joined qkv and kv
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .foreign import what_it_holds
-from .tensor_file import Shapes
+from .tensor_file import Shapes, what_it_holds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +80,7 @@ class VideoKeys:
     sources: dict[str, tuple[str, ...]]
     """Official name of each tensor -> the file's tensors that it is made of."""
     config: dict[str, Any]
-    """Arguments of LongCatVideoTransformer3DModel; two that no shape tells have the release's values as defaults."""
+    """Arguments of LongCatVideoTransformer3DModel; two that follow from no shape have the released values."""
 
 
 def is_video_transformer(names: Iterable[str]) -> bool:
@@ -175,11 +174,11 @@ def _refuse_others(names: Mapping[str, str], layout: str | None, origin: Path | 
 def _compare(wanted: set[str], names: Collection[str], layout: str, origin: Path | str) -> None:
     missing, extra = sorted(wanted - set(names)), sorted(set(names) - wanted)
     faults = ((missing, "are missing"), (extra, "are unknown"))
-    told = "; ".join(f"{len(some)} tensors {what}, such as {some[0]}" for some, what in faults if some)
-    if told:
+    shown = "; ".join(f"{len(some)} tensors {what}, such as {some[0]}" for some, what in faults if some)
+    if shown:
         raise ModelError(
-            f"{origin} holds a LongCat-Video transformer with the names of {layout}, but {told}. It is incomplete or of"
-            " another version: copy or download it again."
+            f"{origin} holds a LongCat-Video transformer with the names of {layout}, but {shown}. It is incomplete or"
+            " of another version: copy or download it again."
         )
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_newest_one_is_passed_over(trainable, saved, folder, listener,
         assert state.step == 2
         assert_equal(contents(state), saved[1][2])
         (warning,) = heard.of(WarningRaised)
-        assert "step-000004 is damaged" in warning.message and "Going on from step-000002" in warning.message
+        assert "step-000004 is damaged" in warning.message and "Continuing from step-000002" in warning.message
         assert [path.name for path in list_checkpoints(folder)] == ["step-000002"]
         assert (folder / "damaged-step-000004").is_dir()
 

@@ -19,8 +19,8 @@ from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.lora.transformer import open_transformer
 from comfyui_longcat.training.models.contract import QWEN
 from comfyui_longcat.training.models.registry import family_of
-from comfyui_longcat.training.sampling.clip import sample_clip
-from comfyui_longcat.training.sampling.t2i import encode_prompts
+from comfyui_longcat.training.sampling.clips import sample_clip
+from comfyui_longcat.training.sampling.prompts import encode_prompts
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions

@@ -7,8 +7,8 @@ import pytest
 import torch
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.convert import convert_lora
+from comfyui_longcat.training.lora.families import IMAGE, find_layer
 from comfyui_longcat.training.lora.file import apply_lora, read_lora, read_metadata
-from comfyui_longcat.training.lora.names import IMAGE, find_layer
 from diffusers import LongCatImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from comfyui_longcat.training.errors import ConfigError, LoraFileError
 from comfyui_longcat.training.lora.convert import convert_lora
+from comfyui_longcat.training.lora.families import IMAGE, VIDEO, family_of_modules, find_layer
 from comfyui_longcat.training.lora.file import apply_lora, check_lora, read_lora, read_metadata, save_lora
 from comfyui_longcat.training.lora.inject import TRAINED_ADAPTER, inject_lora, lora_layers
-from comfyui_longcat.training.lora.names import IMAGE, VIDEO, family_of_modules, find_layer
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily
 from comfyui_longcat.training.models.video.transformer import LongCatVideoTransformer3DModel
 from safetensors import safe_open

@@ -10,7 +10,7 @@ from comfyui_longcat.training.loop.batches import load_batch
 from comfyui_longcat.training.loop.train import RunPlaces, train
 from comfyui_longcat.training.lora.transformer import open_transformer
 from comfyui_longcat.training.models.registry import family_of
-from comfyui_longcat.training.sampling.image import initial_noise, sample_image
+from comfyui_longcat.training.sampling.euler import initial_noise, sample_image
 from comfyui_longcat.training.settings.model import BASE_PRECISIONS
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.weights.spec import LoraUse

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_longcat.training.errors import ModelError
-from comfyui_longcat.training.weights import native_keys, qwen_file, single_file
+from comfyui_longcat.training.weights import image_keys, qwen_file, single_file
 from safetensors.torch import save_file
 
 HEADS_OF_128 = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 1, "pooled_projection_dim": 256}
@@ -63,7 +63,7 @@ def test_a_diffusers_layout_file_loads_too(transformer, tmp_path):
 
 def test_an_fp8_transformer_loads_as_the_numbers_it_stands_for(transformer, tmp_path):
     path = tmp_path / "fp8.safetensors"
-    native = native_keys.convert(transformer.state_dict(), native_keys.NATIVE)
+    native = image_keys.convert(transformer.state_dict(), image_keys.NATIVE)
     stored = {name: tensor.contiguous() for name, tensor in native.items()}
     scale = torch.tensor(0.002)
     for layer in ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1", "final_layer.adaLN_modulation.1"):
@@ -73,7 +73,7 @@ def test_an_fp8_transformer_loads_as_the_numbers_it_stands_for(transformer, tmp_
     save_file(stored, path)
     assert single_file.inspect(path).precision == "fp8_scaled"
     loaded = single_file.load_transformer(path, torch.float32).state_dict()
-    wanted = native_keys.convert(native, native_keys.DIFFUSERS)
+    wanted = image_keys.convert(native, image_keys.DIFFUSERS)
     assert not torch.equal(wanted["norm_out.linear.weight"], transformer.norm_out.linear.weight)
     assert not [name for name in wanted if not torch.equal(loaded[name], wanted[name])]
 
@@ -102,7 +102,7 @@ def test_the_released_size_is_recognised_by_its_header(tmp_path):
     with torch.device("meta"):
         released = LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20).state_dict()
     header, end = {}, 0
-    for name, tensor in native_keys.convert(released, native_keys.NATIVE).items():
+    for name, tensor in image_keys.convert(released, image_keys.NATIVE).items():
         start, end = end, end + 2 * tensor.numel()
         header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -149,7 +149,7 @@ def test_other_models_are_refused_by_name(tmp_path):
 
 def test_tensors_of_another_shape_are_refused(transformer, tmp_path):
     path = tmp_path / "odd.safetensors"
-    native = native_keys.convert(transformer.state_dict(), native_keys.NATIVE)
+    native = image_keys.convert(transformer.state_dict(), image_keys.NATIVE)
     odd = {name: tensor.contiguous() for name, tensor in native.items()} | {"txt_in.bias": torch.zeros(5)}
     save_file(odd, path)
     with pytest.raises(ModelError, match="does not fit together.*context_embedder.bias"):

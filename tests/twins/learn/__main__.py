@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from comfyui_longcat.training.files import sha256_of_file, write_json
 from comfyui_longcat.training.settings.model import ModelConfig
-from comfyui_longcat.training.weights.quiet import no_progress_bars
+from comfyui_longcat.training.weights.components import no_progress_bars
 from comfyui_longcat.training.weights.spec import ModelSpec
 from comfyui_longcat.training.weights.twins import MARK, PARTS, SHARED, TWINS, write_twin
 

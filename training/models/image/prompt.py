@@ -1,7 +1,7 @@
 """From a prompt, and for edits its reference picture, to prompt embeddings, as LongCat-Image was trained.
 
-Written anew rather than taken from diffusers' pipelines, because under transformers 5.3 and later these number the pads
-otherwise and silently lose the 3-D positions of the reference, and because they mangle prompts with two apostrophes.
+Not diffusers' pipelines: under transformers 5.3 and later these number the pads differently and silently lose the 3-D
+positions of the reference, and they spoil prompts with two apostrophes.
 
 Legend: L tokens of the whole sequence, H W pixel height and width, D embedding.
 """
@@ -139,7 +139,6 @@ def half_size(reference: Tensor) -> Image:
 
     Lanczos, as diffusers' VaeImageProcessor resizes.
     """
-
     height, width = reference.shape[-2:]
     return from_pixels(reference).resize((width // 2, height // 2), Resampling.LANCZOS)
 

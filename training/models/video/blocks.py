@@ -123,10 +123,10 @@ class LongCatVideoBlock(nn.Module):
         attended = self.attn(modulate(x, shift_attn, scale_attn), inputs.rotation, num_cond_tokens, cached, kept)
         x = add_gated(x, gate_attn, attended)
         if inputs.text is not None:
-            # What is given is not told by the prompt: condition tokens pass unchanged.
+            # The prompt does not act on what is given: condition tokens pass unchanged.
             condition, denoised = x[:, :num_cond_tokens], x[:, num_cond_tokens:]
-            told = self.cross_attn(self.pre_crs_attn_norm(denoised), inputs.text, inputs.text_bias)
-            x = torch.cat([condition, denoised + told], dim=1)
+            from_prompt = self.cross_attn(self.pre_crs_attn_norm(denoised), inputs.text, inputs.text_bias)
+            x = torch.cat([condition, denoised + from_prompt], dim=1)
         return add_gated(x, gate_ffn, self.ffn(modulate(x, shift_ffn, scale_ffn)))
 
 

@@ -117,7 +117,7 @@ class LongCatVideoFamily:
     def predict(self, transformer: Any, latents: Tensor, sigmas: Tensor, inputs: VideoInputs) -> Tensor:
         """Velocity at noisy `latents` [B, C, T, h, w] and `sigmas` [B] -> [B, C, T, h, w], float32.
 
-        The released transformer predicts latents - noise, the other way round. Condition frames are put in clean, with
+        The released transformer predicts latents - noise, the opposite sign. Condition frames are put in clean, with
         timestep 0, whatever `latents` hold there; the velocity at them means nothing.
         """
         device, given = inputs.prompt_embeds.device, inputs.num_cond_latents

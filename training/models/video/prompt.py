@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def clean_prompt(prompt: str) -> str:
-    """The prompt with broken encodings and HTML entities mended, and single spaces only (official pipeline)."""
+    """The prompt with broken encodings and HTML entities fixed, and single spaces only (official pipeline)."""
     import ftfy
 
     # Twice: texts from the web are often escaped twice.
-    mended = html.unescape(html.unescape(ftfy.fix_text(prompt)))
-    return " ".join(mended.split())
+    fixed = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(fixed.split())
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """LongCat-Video's transformer (longcat_video/modules/longcat_video_dit.py of meituan-longcat/LongCat-Video).
 
-Its output points from noise to data, `latents - noise`: the other way round than LongCat-Image's.
+Its output points from noise to data, `latents - noise`: the opposite sign of LongCat-Image's.
 
 Legend: B batch, C_in C_out latent channels (16), T latent frames, H W latent height and width (pixels / 8), h w tokens
 of a frame (latents / 2), N = T h w tokens, S prompt slots, E width of the prompt's embeddings.

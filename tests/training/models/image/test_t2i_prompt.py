@@ -9,7 +9,7 @@ import torch
 from comfyui_longcat.training.events import NoCallbacks
 from comfyui_longcat.training.models.image import prompt as own
 from comfyui_longcat.training.models.registry import family_of
-from comfyui_longcat.training.sampling.t2i import encode_prompts
+from comfyui_longcat.training.sampling.prompts import encode_prompts
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.weights.components import open_text_encoder
 from comfyui_longcat.training.weights.spec import ModelSpec

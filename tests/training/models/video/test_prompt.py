@@ -58,7 +58,7 @@ def umt5(encoders, tmp_path_factory):
         ("", ""),
     ],
 )
-def test_prompts_are_mended(raw, clean):
+def test_prompts_are_fixed(raw, clean):
     assert clean_prompt(raw) == clean
 
 

@@ -8,7 +8,7 @@ import torch
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.models.video.attention import prompt_rows
 from comfyui_longcat.training.models.video.transformer import LongCatVideoTransformer3DModel
-from comfyui_longcat.training.weights.block_loading import fill, reading_folder
+from comfyui_longcat.training.weights.loading import fill, reading_folder
 from comfyui_longcat.training.weights.streaming import BlockSwap, blocks_of
 from diffusers.utils import logging as diffusers_logging
 

@@ -1,4 +1,4 @@
-"""Filling an empty model block after block, so that only one block is ever in memory in more than its final form."""
+"""Filling models with weights: as a whole, or block after block, so that one block at most is unquantised in memory."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> M
             f"{folder} could not be loaded: {error}. Its files are damaged or of another version: copy or download the"
             " model again."
         ) from error
-    # The libraries fill what is missing with random numbers and go on.
+    # The libraries fill what is missing with random numbers without an error.
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
         raise ModelError(

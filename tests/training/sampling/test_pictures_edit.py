@@ -7,8 +7,9 @@ from comfyui_longcat.training.events import NoCallbacks
 from comfyui_longcat.training.lora.transformer import open_transformer
 from comfyui_longcat.training.models.image.latents import pack_latents
 from comfyui_longcat.training.models.registry import family_of
-from comfyui_longcat.training.sampling.edit import encode_edit, sample_edit
-from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
+from comfyui_longcat.training.sampling.euler import Guidance, initial_noise, sample_image
+from comfyui_longcat.training.sampling.pictures import sample_edit
+from comfyui_longcat.training.sampling.prompts import encode_edit
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.sampling import SampleConfig
 from comfyui_longcat.training.weights.spec import ModelSpec

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comfyui_longcat.training.errors import ModelError
-from comfyui_longcat.training.weights import native_keys
-from comfyui_longcat.training.weights.native_keys import DIFFUSERS, NATIVE, convert, plan, recognise
+from comfyui_longcat.training.weights import image_keys
+from comfyui_longcat.training.weights.image_keys import DIFFUSERS, NATIVE, convert, plan, recognise
 
 WIDTH = 256
 
@@ -144,4 +144,4 @@ def test_every_module_of_the_table_is_used(weights):
     keys = recognise(shapes(weights), "file")
     used = {source for recipe in plan(keys, NATIVE).values() for source in recipe.sources}
     assert used == set(weights)
-    assert native_keys.SWAPPED in {native for native, _ in native_keys.TOP}
+    assert image_keys.SWAPPED in {native for native, _ in image_keys.TOP}

@@ -6,10 +6,9 @@ from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.events import NoCallbacks, WarningRaised
 from comfyui_longcat.training.models.image.latents import pack_latents
 from comfyui_longcat.training.models.registry import family_of
-from comfyui_longcat.training.sampling.edit import encode_edit, sample_edit
-from comfyui_longcat.training.sampling.image import Guidance, initial_noise, sample_image
-from comfyui_longcat.training.sampling.picture import Conditioning
-from comfyui_longcat.training.sampling.t2i import encode_prompts, sample_t2i
+from comfyui_longcat.training.sampling.euler import Guidance, initial_noise, sample_image
+from comfyui_longcat.training.sampling.pictures import sample_edit, sample_t2i
+from comfyui_longcat.training.sampling.prompts import Conditioning, encode_edit, encode_prompts
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.sampling import SampleConfig, TextToImageConfig
 from comfyui_longcat.training.weights.spec import ModelSpec

@@ -7,14 +7,8 @@ import torch
 from comfyui_longcat.training.errors import ConfigError, ModelError
 from comfyui_longcat.training.models.flow import distilled_video_sigmas, velocity_target, video_sigmas
 from comfyui_longcat.training.models.video.family import LongCatVideoFamily
-from comfyui_longcat.training.sampling.image import initial_noise
-from comfyui_longcat.training.sampling.video import (
-    ZeroStarGuidance,
-    joined,
-    last_frames,
-    sample_video,
-    with_shared_cache,
-)
+from comfyui_longcat.training.sampling.clips import joined, last_frames
+from comfyui_longcat.training.sampling.euler import ZeroStarGuidance, initial_noise, sample_video, with_shared_cache
 
 FAMILY = LongCatVideoFamily()
 SHAPE = (2, 16, 4, 4, 6)

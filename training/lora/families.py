@@ -1,8 +1,8 @@
 """The model families whose LoRAs are read, one table each: the names of their linears, and the layouts of files.
 
 A scheme is one way to name a model's linears; the first of a family is that of the model here. Between schemes, linears
-may be joined on dim 0 (query, key and value into one), which only the table's rows tell. Which family a file is of is
-told by its names: no linear within a block has the same name in two families.
+may be joined on dim 0 (query, key and value into one): the rows of the table show which. The names in a file
+show its family: no linear within a block has the same name in two families.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..weights import native_keys, video_keys
+from ..weights import image_keys, video_keys
 
 PORTABLE, PEFT, FUSED, KOHYA = "portable", "peft", "native", "kohya"
 OFFICIAL, WRAPPER, FASTVIDEO = "official", "wanvideowrapper", "fastvideo"
@@ -64,7 +64,7 @@ class LoraFamily:
     spellings: tuple[tuple[str, str], ...] = ()
     """Flat beginning of a name that some files have -> the right one."""
     swapped: tuple[str, ...] = ()
-    """Linears whose halves are the other way round in all schemes but the first."""
+    """Linears whose halves are swapped in all schemes but the first."""
     rows_per_input: Mapping[str, int] = field(default_factory=dict)
     """Last part of the name -> rows per column, of joined linears that are not square."""
 
@@ -81,11 +81,9 @@ class Layer:
 
 IMAGE = LoraFamily(
     title="LongCat-Image",
-    lists=tuple(zip(native_keys.BLOCKS[native_keys.DIFFUSERS], native_keys.BLOCKS[native_keys.NATIVE], strict=True)),
-    top=tuple((parts, (native,)) for native, parts in native_keys.TOP),
-    rows=tuple(
-        tuple((parts, (native,)) for native, parts in kind) for kind in (native_keys.DOUBLE, native_keys.SINGLE)
-    ),
+    lists=tuple(zip(image_keys.BLOCKS[image_keys.DIFFUSERS], image_keys.BLOCKS[image_keys.NATIVE], strict=True)),
+    top=tuple((parts, (native,)) for native, parts in image_keys.TOP),
+    rows=tuple(tuple((parts, (native,)) for native, parts in kind) for kind in (image_keys.DOUBLE, image_keys.SINGLE)),
     layouts={
         PORTABLE: Layout(prefix="transformer."),
         PEFT: Layout(prefix=PEFT_PREFIX),
@@ -146,7 +144,7 @@ def find_layer(family: LoraFamily, name: str) -> Layer | None:
 
 
 def without_prefix(name: str) -> str | None:
-    """A foreign module's dotted name; None if the layout has underscores, from which it cannot be told."""
+    """A foreign module's dotted name; None if the layout has underscores, from which it does not follow."""
     if name.startswith(("lora_", "lycoris_")):
         return None
     return name.removeprefix(next((prefix for prefix in DOTTED_PREFIXES if name.startswith(prefix)), ""))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from comfyui_longcat.training.errors import ConfigError, ModelError, StoppedByUserError
 from comfyui_longcat.training.events import NoCallbacks, StageProgress
-from comfyui_longcat.training.sampling.clip import ClipSample, sample_clip, start_pixels, start_size
-from comfyui_longcat.training.sampling.picture import Conditioning
-from comfyui_longcat.training.sampling.t2i import encode_prompts, sample_t2i
+from comfyui_longcat.training.sampling.clips import ClipSample, sample_clip, start_pixels, start_size
+from comfyui_longcat.training.sampling.pictures import sample_t2i
+from comfyui_longcat.training.sampling.prompts import Conditioning, encode_prompts
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.sampling import VideoSampleConfig
 from comfyui_longcat.training.weights.spec import ModelSpec

@@ -28,9 +28,11 @@ from ..settings.sampling import VideoSampleConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
-from .image import initial_noise
-from .picture import Conditioning, step_reporter, stop_if_asked
-from .video import ZeroStarGuidance, sample_video, with_shared_cache
+from .euler import ZeroStarGuidance, initial_noise, sample_video, step_reporter, stop_if_asked, with_shared_cache
+from .prompts import Conditioning
+
+CONTINUED_FRAMES = 13
+"""Last frames of a clip that its continuation begins with (official); 4 latent frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class ClipSample:
 def start_size(config: VideoSampleConfig, frame: tuple[int, int]) -> tuple[int, int]:
     """(width, height) in px of a clip that starts with a frame of (width, height) px.
 
-    The sides of `config`, turned where the frame stands upright and they do not, or the other way round.
+    The sides of `config`, swapped where the frame has the other orientation.
     """
     turned = (config.width - config.height) * (frame[0] - frame[1]) < 0
     return (config.height, config.width) if turned else (config.width, config.height)
@@ -54,7 +56,6 @@ def start_size(config: VideoSampleConfig, frame: tuple[int, int]) -> tuple[int, 
 
 def start_pixels(config: VideoSampleConfig, frame: Image) -> Tensor:
     """An RGB start frame -> pixels [1, 3, H, W] of `start_size`: resized to cover it and cropped, as in training."""
-
     return to_pixels(frame, start_size(config, frame.size))
 
 
@@ -74,17 +75,14 @@ def sample_clip(
         spec: the model with its LoRAs.
         prompts: positive and negative; the latter is not used where there is no guidance.
         start: pixels of a start frame [1, 3, H, W] as `start_pixels` makes them, or of the end of another clip
-            [1, 3, F, H, W] (`video.last_frames`); the clip begins with it and has its size. None: text-to-video.
+            [1, 3, F, H, W] (`last_frames`); the clip begins with it and has its size. None: text-to-video.
         device: where the components run.
-        callbacks: told of every step, asked after each whether to stop.
+        callbacks: get every step, and are asked after each whether to stop.
         preview: a quick picture of (normalised) latents of the clip's middle [1, C, 1, h, w], or None.
 
     Raises:
         ConfigError: the model makes no clips, the conditioning does not fit it, or the start does not fit the clip.
-        ModelError: the model's folder is missing or of another family, or the start was changed while sampling.
-        StoppedByUserError: asked to stop.
     """
-
     _check_flavour(spec)
     _check_start(start, config.num_frames)
     transformer_config, vae_config = (component_config(spec, name, callbacks) for name in ("transformer", "vae"))
@@ -108,9 +106,27 @@ def sample_clip(
     return ClipSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
 
 
+def last_frames(pixels: Tensor) -> Tensor:
+    """pixels [B, 3, F, H, W] of a clip -> [B, 3, 13, H, W], what its continuation begins with.
+
+    Raises:
+        ConfigError: the clip is too short.
+    """
+    if pixels.shape[2] < CONTINUED_FRAMES:
+        raise ConfigError(
+            f"The clip has {pixels.shape[2]} frames; a continuation begins with the last {CONTINUED_FRAMES}. Give a"
+            " longer clip, or its last frame as the start of an image-to-video sampling."
+        )
+    return pixels[:, :, -CONTINUED_FRAMES:]
+
+
+def joined(pixels: Tensor, continuation: Tensor) -> Tensor:
+    """Two clips [B, 3, F, H, W] as one; the second's first 13 frames are the first's last ones, shown once."""
+    return torch.cat([pixels, continuation[:, :, CONTINUED_FRAMES:]], dim=2)
+
+
 def _encoded(family: Family, spec: ModelSpec, start: Tensor, device: torch.device, callbacks: Callbacks) -> Tensor:
     """Latents [1, C, n, h, w] of a start frame or of the end of a clip, on the CPU."""
-
     with open_vae(spec, device, callbacks) as vae:
         latents = family.encode_pixels(vae, start.to(device)).cpu()
     stop_if_asked(callbacks)
@@ -118,7 +134,6 @@ def _encoded(family: Family, spec: ModelSpec, start: Tensor, device: torch.devic
 
 
 def _sigmas(config: VideoSampleConfig) -> Tensor:
-
     return distilled_video_sigmas() if config.distilled else video_sigmas(config.num_inference_steps)
 
 
@@ -131,7 +146,6 @@ def _inputs(
     device: torch.device,
 ) -> tuple[Any, ZeroStarGuidance | None]:
     """`VideoInputs` of the prompt, and the guidance away from the negative one if there is any."""
-
     given = [] if cond_latents is None else [cond_latents]
     # Cloned: ComfyUI hands over inference tensors.
     inputs, negative = (
@@ -152,7 +166,6 @@ def _check_flavour(spec: ModelSpec) -> None:
 
 
 def _check_start(start: Tensor | None, num_frames: int) -> None:
-
     if start is None:
         return
     clip = start.unsqueeze(2) if start.ndim == 4 else start

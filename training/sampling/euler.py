@@ -1,25 +1,90 @@
-"""Sampling clips: Euler steps and CFG-zero* on float32 latents; given first frames stay as they are, bit for bit.
+"""The Euler steps of both families on float32 latents, and their guidance: plain for pictures, CFG-zero* for clips.
 
-Follows longcat_video/pipeline_longcat_video.py of meituan-longcat/LongCat-Video.
+Follows diffusers: pipeline_longcat_image.py; longcat_video/pipeline_longcat_video.py of meituan-longcat/LongCat-Video.
 
-Legend: B batch, C channels, F frames, H W pixels, T latent frames, h w latent height and width, n condition frames.
+Legend: B batch, C channels, T latent frames, h w latent height and width, n latent frames that are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError, StoppedByUserError
+from ..events import Callbacks, StageProgress
+from ..models.contract import Family, ModelInputs
+from ..models.flow import image_sigmas
+from ..models.image.latents import pack_latents, unpack_latents
 from ..models.video.family import LongCatVideoFamily, VideoInputs
 from ..models.video.latents import middle_frame
 
-CONTINUED_FRAMES = 13
-"""Last frames of a clip that its continuation begins with (official); 4 latent frames."""
+
+def initial_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise, float32 on the CPU, so that a seed means the same picture on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance: away from what the model predicts for a negative prompt."""
+
+    inputs: ModelInputs
+    """Of the negative prompt, with the same references."""
+    scale: float
+    """1 or less switches guidance off."""
+    renorm: bool = False
+    """Whether a guided token may be no longer than the unguided one (diffusers: enable_cfg_renorm)."""
+
+    def apply(self, velocity: Tensor, negative_velocity: Tensor) -> Tensor:
+        """Velocities [B, C, h, w] of prompt and negative prompt -> the guided one."""
+        guided = negative_velocity + self.scale * (velocity - negative_velocity)
+        return _renormalised(guided, velocity) if self.renorm else guided
+
+
+@torch.no_grad()
+def sample_image(
+    family: Family,
+    transformer: Any,
+    noise: Tensor,
+    inputs: ModelInputs,
+    num_inference_steps: int,
+    guidance: Guidance | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Denoises from pure noise along the family's own schedule.
+
+    Args:
+        family: predicts the velocity and knows the schedule's shift.
+        transformer: as `lora.transformer.open_transformer` yields it.
+        noise: [B, C, h, w], float32, as `initial_noise` draws it.
+        inputs: of the prompt; their device is where the sampling happens.
+        num_inference_steps: Euler steps, each one call of the transformer, two with guidance.
+        guidance: None switches it off.
+        on_step: called after each step with the number of steps done and the current estimate of the clean latents
+            [B, C, h, w]; what it raises ends the sampling.
+
+    Returns:
+        latents: [B, C, h, w], float32, on the inputs' device.
+    """
+    latents = noise.to(inputs.prompt_embeds.device, torch.float32)
+    sigmas = image_sigmas(num_inference_steps, family.flow_shift(noise.shape)).to(latents.device)
+    for step in range(num_inference_steps):
+        sigma = sigmas[step]
+        batch_sigmas = sigma.expand(latents.shape[0])
+        velocity = family.predict(transformer, latents, batch_sigmas, inputs)
+        if guidance is not None and guidance.scale > 1:
+            negative_velocity = family.predict(transformer, latents, batch_sigmas, guidance.inputs)
+            velocity = guidance.apply(velocity, negative_velocity)
+        if on_step is not None:
+            on_step(step + 1, latents - sigma * velocity)
+        latents = latents + (sigmas[step + 1] - sigma) * velocity
+    return latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +124,8 @@ def sample_video(
         transformer: as `lora.transformer.open_transformer` yields it.
         noise: [B, C, T, h, w], float32, for all frames; see `image.initial_noise`.
         inputs: of the prompt; their device is where the sampling happens. With a cache of the condition frames
-            (`VideoInputs.with_cache`) these are not computed anew at every step.
-        sigmas: [steps + 1], float32, falling to 0; see video_schedule.py.
+            (`VideoInputs.with_cache`) these are computed once, not at every step.
+        sigmas: [steps + 1], float32, falling to 0; see `flow.video_sigmas`.
         guidance: None switches it off. It has to have a cache if `inputs` has one.
         on_step: called after each step with the number of steps done and the current estimate of the middle frame's
             clean latents [B, C, h, w]; what it raises ends the sampling.
@@ -88,25 +153,6 @@ def sample_video(
     return latents
 
 
-def last_frames(pixels: Tensor) -> Tensor:
-    """pixels [B, 3, F, H, W] of a clip -> [B, 3, 13, H, W], what its continuation begins with.
-
-    Raises:
-        ConfigError: the clip is too short.
-    """
-    if pixels.shape[2] < CONTINUED_FRAMES:
-        raise ConfigError(
-            f"The clip has {pixels.shape[2]} frames; a continuation begins with the last {CONTINUED_FRAMES}. Give a"
-            " longer clip, or its last frame as the start of an image-to-video sampling."
-        )
-    return pixels[:, :, -CONTINUED_FRAMES:]
-
-
-def joined(pixels: Tensor, continuation: Tensor) -> Tensor:
-    """Two clips [B, 3, F, H, W] as one; the second's first 13 frames are the first's last ones, shown once."""
-    return torch.cat([pixels, continuation[:, :, CONTINUED_FRAMES:]], dim=2)
-
-
 def with_shared_cache(
     transformer: Any, inputs: VideoInputs, guidance: ZeroStarGuidance | None
 ) -> tuple[VideoInputs, ZeroStarGuidance | None]:
@@ -116,6 +162,32 @@ def with_shared_cache(
         return inputs, None
     negative = replace(guidance.inputs, cond_cache=inputs.cond_cache)
     return inputs, replace(guidance, inputs=negative)
+
+
+def step_reporter(
+    total: int, callbacks: Callbacks, preview: Callable[[Tensor], Image | None]
+) -> Callable[[int, Tensor], None]:
+    def on_step(done: int, denoised: Tensor) -> None:
+        callbacks.on_event(StageProgress(stage="sampling", done=done, total=total, preview=preview(denoised)))
+        stop_if_asked(callbacks)
+
+    return on_step
+
+
+def stop_if_asked(callbacks: Callbacks) -> None:
+    if callbacks.should_stop():
+        raise StoppedByUserError("Sampling was stopped.")
+
+
+def _renormalised(guided: Tensor, velocity: Tensor) -> Tensor:
+    """`guided` [B, C, h, w], each packed token shortened to the length that it has in `velocity`, never lengthened.
+
+    Follows diffusers: pipeline_longcat_image.py with cfg_renorm_min 0.
+    """
+    tokens = pack_latents(guided)
+    lengths = pack_latents(velocity).norm(dim=-1, keepdim=True)
+    scale = (lengths / (tokens.norm(dim=-1, keepdim=True) + 1e-8)).clamp(max=1)
+    return unpack_latents(tokens * scale, guided.shape[-2], guided.shape[-1])
 
 
 def _velocity(

@@ -1,7 +1,7 @@
 """Tensor names of the LongCat-Image transformer in ComfyUI's files ("native", after Flux) and in diffusers.
 
 Both layouts hold the same numbers: native ones join the query, key and value matrices (and in single blocks the
-first of the feed-forward) on dim 0, and the last modulation has its halves the other way round. Checked against
+first of the feed-forward) on dim 0, and the last modulation has its halves swapped. Checked against
 ComfyUI's own map (comfy/utils.py flux_to_diffusers), whose time embedding has another name than LongCat-Image's.
 """
 
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .foreign import what_it_holds
-from .tensor_file import Shapes
+from .tensor_file import Shapes, what_it_holds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,8 +118,8 @@ def recognise(shapes: Shapes, origin: Path | str) -> TransformerKeys:
     if wanted != set(names):
         missing, extra = sorted(wanted - set(names)), sorted(set(names) - wanted)
         faults = ((missing, "missing"), (extra, "unknown"))
-        told = "; ".join(f"{len(some)} {word}, such as {some[0]}" for some, word in faults if some)
-        raise _refusal(origin, names, f" ({told})")
+        shown = "; ".join(f"{len(some)} {word}, such as {some[0]}" for some, word in faults if some)
+        raise _refusal(origin, names, f" ({shown})")
     own_shapes = {name: tuple(shapes[in_file]) for name, in_file in names.items()}
     return TransformerKeys(
         layout=layout, names=names, shapes=own_shapes, config=_config(layout, depths, own_shapes, origin)

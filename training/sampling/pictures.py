@@ -1,4 +1,4 @@
-"""From prompts to a picture, one loaded component at a time; the one body of text-to-image and edit.
+"""Text-to-image and edits: from prompts to a picture, one loaded component at a time.
 
 Legend: B batch, C channels, h w latent height and width (pixels / 8), H W pixels, L text tokens, D embedding.
 `raw_latents` are as the VAE gives them, which is also how ComfyUI carries latents between nodes.
@@ -6,7 +6,7 @@ Legend: B batch, C channels, h w latent height and width (pixels / 8), H W pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..errors import ConfigError, StoppedByUserError
-from ..events import Callbacks, StageProgress, WarningRaised
+from ..errors import ConfigError
+from ..events import Callbacks, WarningRaised
 from ..lora.transformer import open_transformer
 from ..models.contract import Family, ModelInputs
 from ..models.image.latents import denormalise, normalise
@@ -23,21 +23,12 @@ from ..models.registry import family_of
 from ..settings.flavours import Flavour
 from ..settings.geometry import LATENTS_PER_TOKEN, PATCH, size_of_latents
 from ..settings.model import flavour_of
-from ..settings.sampling import SampleConfig
-from ..weights.components import open_text_encoder, open_vae
+from ..settings.sampling import SampleConfig, TextToImageConfig
+from ..weights.components import open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
-from .image import Guidance, initial_noise, sample_image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """One encoded prompt, and for an edit the reference it is about."""
-
-    prompt_embeds: Tensor
-    """[1, L, D]"""
-    raw_cond_latents: Tensor | None = None
-    """[1, C, h, w]"""
+from .euler import Guidance, initial_noise, sample_image, step_reporter
+from .prompts import Conditioning, check_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,36 +41,42 @@ class PictureSample:
     """[1, C, h, w], float32, on the CPU"""
 
 
-def encode_conditioning(
-    spec: ModelSpec, prompts: Sequence[str], pixels: Tensor | None, device: torch.device, callbacks: Callbacks
-) -> list[Conditioning]:
-    """One conditioning a prompt, on the CPU; the text encoder is released before the VAE is loaded.
+def sample_edit(
+    config: SampleConfig,
+    spec: ModelSpec,
+    prompts: tuple[Conditioning, Conditioning],
+    device: torch.device,
+    callbacks: Callbacks,
+    preview: Callable[[Tensor], Image | None],
+) -> PictureSample:
+    """Samples one edit as `_sample_picture` does; without renormalised guidance, which the released pipeline lacks."""
+    check_task(spec, edits=True)
+    return _sample_picture(config, spec, prompts, False, device, callbacks, preview)
 
-    Args:
-        spec: the model.
-        prompts: each may be empty.
-        pixels: [1, 3, H, W], the reference of all of them; None: text-to-image, the VAE is not needed.
-        device: where the components run.
-        callbacks: asked between the two components whether to stop.
+
+def sample_t2i(
+    config: TextToImageConfig,
+    spec: ModelSpec,
+    prompts: tuple[Conditioning, Conditioning],
+    device: torch.device,
+    callbacks: Callbacks,
+    preview: Callable[[Tensor], Image | None],
+) -> PictureSample:
+    """Samples one picture from text as `_sample_picture` does.
 
     Raises:
-        ModelError: the model's folder is missing or of another family.
-        StoppedByUserError: asked to stop.
+        ConfigError: the model draws clips.
     """
-
-    family = family_of(spec.config.model_family)
-    references = [] if pixels is None else [pixels.to(device)]
-    with open_text_encoder(spec, device, callbacks) as text_encoder:
-        prompt_embeds = [family.encode_prompt(text_encoder, prompt, references).cpu() for prompt in prompts]
-    stop_if_asked(callbacks)
-    raw_cond_latents = None
-    if references:
-        with open_vae(spec, device, callbacks) as vae:
-            raw_cond_latents = denormalise(family.encode_pixels(vae, references[0]), vae.config).cpu()
-    return [Conditioning(prompt_embeds=embeds, raw_cond_latents=raw_cond_latents) for embeds in prompt_embeds]
+    check_task(spec, edits=False)
+    if flavour_of(spec.config).draws_clips:
+        raise ConfigError(
+            f"model_family {spec.config.model_family} draws clips. Use Sample T2V or Sample I2V, or choose"
+            " model_family longcat_image in Load LongCat."
+        )
+    return _sample_picture(config, spec, prompts, config.cfg_renorm, device, callbacks, preview)
 
 
-def sample_picture(
+def _sample_picture(
     config: SampleConfig,
     spec: ModelSpec,
     prompts: tuple[Conditioning, Conditioning],
@@ -94,17 +91,12 @@ def sample_picture(
         config: a size of 0 is that of the reference.
         spec: the model with its LoRAs.
         prompts: positive and negative; the latter is not used where `guidance_scale` is 1.
-        cfg_renorm: `image.Guidance.renorm`.
+        cfg_renorm: see `Guidance.renorm`.
         device: where the components run.
-        callbacks: told of every step, asked after each whether to stop.
+        callbacks: get every step, and are asked after each whether to stop.
         preview: a quick picture of (normalised) latents [1, C, h, w], or None.
 
-    Raises:
-        ConfigError: the conditioning does not fit the model.
-        ModelError: the model's folder is missing or of another family.
-        StoppedByUserError: asked to stop.
     """
-
     flavour = flavour_of(spec.config)
     for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
         _check_reference(name, conditioning, flavour)
@@ -125,20 +117,9 @@ def sample_picture(
     return PictureSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
 
 
-def step_reporter(
-    total: int, callbacks: Callbacks, preview: Callable[[Tensor], Image | None]
-) -> Callable[[int, Tensor], None]:
-    def on_step(done: int, denoised: Tensor) -> None:
-        callbacks.on_event(StageProgress(stage="sampling", done=done, total=total, preview=preview(denoised)))
-        stop_if_asked(callbacks)
-
-    return on_step
-
-
 def _inputs(
     family: Family, noise: Tensor, conditioning: Conditioning, vae_config: dict[str, Any], device: torch.device
 ) -> ModelInputs:
-
     cond_latents = []
     if conditioning.raw_cond_latents is not None:
         # Cloned: tensors made in inference mode may not take part in later computations outside it.
@@ -190,8 +171,3 @@ def _warn_of_guidance(config: SampleConfig, spec: ModelSpec, callbacks: Callback
             " twice as fast."
         )
         callbacks.on_event(WarningRaised(message=message))
-
-
-def stop_if_asked(callbacks: Callbacks) -> None:
-    if callbacks.should_stop():
-        raise StoppedByUserError("Sampling was stopped.")
