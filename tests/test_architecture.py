@@ -42,7 +42,7 @@ def test_planted_faults_of_order_are_found(tmp_path):
     sources = {
         "training/files.py": "from .settings.run import TrainConfig",
         "training/settings/run.py": "",
-        "training/data/pairs.py": "def lazy():\n    from ..loop import train",
+        "training/data/picture_sets.py": "def lazy():\n    from ..loop import train",
         "training/loop/train.py": "",
         "training/lora/file.py": "if TYPE_CHECKING:\n    from ..caches.store import Item",
         "training/caches/store.py": "from ..lora import file",
@@ -58,7 +58,7 @@ def test_planted_faults_of_order_are_found(tmp_path):
         path.write_text(source, encoding="utf-8")
     assert upward_imports(tmp_path) == [
         "nodes/train.py line 2 imports nodes/terminal/host.py",
-        "training/data/pairs.py line 2 imports training/loop/train.py",
+        "training/data/picture_sets.py line 2 imports training/loop/train.py",
         "training/files.py line 1 imports training/settings/run.py",
         "training/lora/file.py line 2 imports training/caches/store.py",
     ]

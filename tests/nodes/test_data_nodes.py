@@ -137,10 +137,10 @@ def test_videos_and_start_frames_are_drawn_paired_and_shown(module_host):
         "12 clips in 1 bucket:",
         "  64x64@9: 12",
         "Videos: 12 at 15 frames per second; 93 frames. Clips are taken at 15 per second.",
-        "Image-to-video: 12 clips go on from a start frame of the other folder.",
+        "Image-to-video: 12 clips continue a start frame of the other folder.",
     ]
     alone, sheet, report = join(dataset(clips, kind="video", num_frames=9, is_i2v=True))
-    assert "12 clips go on from their own first frame" in report
+    assert "12 clips continue their own first frame" in report
     assert not any(record.references for record in alone.records) and sheet.shape[0] == 1
 
 

@@ -39,7 +39,7 @@ class Item:
     label: str
     """For reports, e.g. "017 target"."""
     source: str
-    """What is encoded, by its place and not by its content: tells a changed item from a new one."""
+    """What is encoded, by its place and not by its content, so that a changed item differs from a new one."""
     folder: Path
     tensor: str
     """A key of `DIMENSIONS`."""
@@ -99,7 +99,7 @@ def tracked(items: Sequence[T], stage: str, callbacks: Callbacks) -> Iterator[T]
     for done, item in enumerate(items):
         if callbacks.should_stop():
             raise StoppedByUserError(
-                f"Stopped while {stage}, {done} of {len(items)} done. What is done stays; queue again to go on."
+                f"Stopped while {stage}, {done} of {len(items)} done. What is done is kept; queue again to continue."
             )
         yield item
         callbacks.on_event(StageProgress(stage=stage, done=done + 1, total=len(items)))
@@ -198,7 +198,7 @@ def _read_or_advise(path: Path, tensor: str, node: str, get: Callable[[Any], T])
     try:
         return _read(path, tensor, get)
     except CacheError as error:
-        raise CacheError(f"{error} Run {node} again: it makes this file anew.") from error
+        raise CacheError(f"{error} Run {node} again: it writes this file again.") from error
 
 
 def _read(path: Path, tensor: str, get: Callable[[Any], T]) -> T:

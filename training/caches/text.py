@@ -37,7 +37,7 @@ class Prompt:
     kind: str
     """With the name for reports, e.g. "017" and "instruction"."""
     origin: str
-    """Where it comes from; together with the kind this tells a changed text from a new one."""
+    """Where it comes from; with the kind it names a text, so that a changed one is no new one."""
     caption: str
     """May be empty."""
     references: tuple[Path, ...] = ()

@@ -1,13 +1,14 @@
-"""Aspect buckets: which size a picture is cropped to, so that a batch holds pictures of one size."""
+"""Buckets: the size that a picture is cropped to, for clips also their frames, so that a batch has one shape."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..settings.dataset import DatasetConfig
-from ..settings.geometry import BUCKET_ALIGNMENT, Size
+from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_STEP, Size, cut_down
 from ..settings.sizes import parse_resolutions
 
 LARGEST_ASPECT = 2.0
@@ -15,6 +16,18 @@ LARGEST_ASPECT = 2.0
 
 LEAST_AREA_SHARE = 0.9
 """Of resolution x resolution. With it the buckets of 1024 px are the official ones and 1344x704, which they lack."""
+
+
+class VideoBucket(NamedTuple):
+    """The shape of a clip; px and frames."""
+
+    width: int
+    height: int
+    frames: int
+
+    def __str__(self) -> str:
+        """As SimpleTuner writes it: 832x480@93."""
+        return f"{self.width}x{self.height}@{self.frames}"
 
 
 def bucket_for(width: int, height: int, resolution: float, alignment: int = BUCKET_ALIGNMENT) -> Size:
@@ -99,3 +112,13 @@ def buckets(resolution: float, alignment: int = BUCKET_ALIGNMENT) -> tuple[Size,
             if LEAST_AREA_SHARE * cells <= short * long <= cells:
                 found |= {(short, long), (long, short)}
     return tuple(sorted((columns * alignment, rows * alignment) for columns, rows in found))
+
+
+def clip_frames(available: int, num_frames: int, min_frames: int, interval: int = FRAME_STEP) -> int:
+    """How many frames a clip gets, from a video that has `available` of them: `num_frames` or cut down, never up.
+
+    Returns:
+        0 when fewer than `min_frames` would be left.
+    """
+    frames = min(cut_down(available, interval), num_frames)
+    return frames if frames >= min_frames else 0

@@ -100,7 +100,7 @@ def _rows_of_csv(path: Path, lines: list[str], delimiter: str, columns: list[str
             row = dict(zip(columns, cells, strict=True))
             found.append((f"line {reader.line_num}", _first_text(row, NAME_KEYS), _caption_of(row)))
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV table: {error} (line {reader.line_num}). Save it anew.") from error
+        raise DataError(f"{path} is no CSV table: {error} (line {reader.line_num}). Save it again as CSV.") from error
     if torn:
         raise DataError(
             f"{path}: {_some(torn)}. Put every caption that holds a {delimiter!r} or a line break into double quotes."

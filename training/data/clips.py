@@ -15,8 +15,8 @@ from ..errors import DataError
 from ..files import sha256_of_json
 from ..settings.dataset import ClipConfig
 from ..settings.geometry import FRAME_RATE, Size
+from .buckets import clip_frames
 from .media import CENTRE, to_pixels
-from .video_buckets import clip_frames
 from .video_files import OVERHANG, TimedFrame, VideoInfo, read_frames
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def choose_clips(info: VideoInfo, config: ClipConfig, seed: str) -> tuple[Clip, 
     """The clips that `config` takes from a video; none when it is too short.
 
     Args:
-        seed: tells a random place apart from those in other videos; equal seeds give equal places.
+        seed: a random place depends on it alone; each video has its own.
     """
     available = info.frames_at(exact_rate(config.fps))
     frames = clip_frames(available, config.num_frames, config.least_frames, config.frame_interval)
@@ -107,7 +107,7 @@ def iterate_pictures(path: Path, start: int, frames: int, fps: float) -> Iterato
     if found < frames:
         raise DataError(
             f"{path} ends after {start + found} frames at {fps:g} per second; the clip needs {start + frames}. It may"
-            " have changed or be damaged: replace it, or run PairDatasets again."
+            " have changed or be damaged: replace it, or queue again, so that its clips are chosen again."
         )
 
 

@@ -1,4 +1,4 @@
-"""One folder of pictures: what it holds, and what is wrong with it. Faults are collected, to be told all at once."""
+"""One folder of pictures: what it holds, and what is wrong with it. Faults are collected and reported all at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PictureFolder:
     pictures: dict[str, Path]
     """By stem."""
     others: tuple[Path, ...]
-    """Every other file, by name: captions, tables, strays."""
+    """Every other file, by name: captions, tables, and files that nothing uses."""
     duplicates: tuple[str, ...]
     subfolders: int
 
@@ -74,7 +74,7 @@ def scan_folder(role: str, config: DatasetConfig) -> PictureFolder:
 def folder_fingerprint(folder: Path, subfolders: bool = False) -> str:
     """Hash of the names, sizes and modification times of a folder's own files; equal for missing and empty ones.
 
-    Cheap: it tells whether a folder may have changed, not what is in it.
+    Cheap: shows whether a folder may have changed, not what is in it.
 
     Args:
         subfolders: whether the files of its sub-folders count, too: those of videos that are folders of pictures.

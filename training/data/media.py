@@ -134,7 +134,7 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         return _from_16_bit(image, path)
     if image.mode == "F":
-        raise DataError(f"{path} has 32-bit float values; there is no telling their white. Save it with 8 or 16 bits.")
+        raise DataError(f"{path} has 32-bit float values, and nothing says which is white. Save it with 8 or 16 bits.")
     if not image.has_transparency_data:
         return image.convert("RGB")
     seen = image.convert("RGBA")
@@ -148,5 +148,5 @@ def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
 
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
-        raise DataError(f"{path} has 32-bit values; there is no telling their white. Save it with 8 or 16 bits.")
+        raise DataError(f"{path} has 32-bit values, and nothing says which is white. Save it with 8 or 16 bits.")
     return Image.fromarray((levels / 257.0).round().astype(np.uint8)).convert("RGB")

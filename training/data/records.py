@@ -1,14 +1,22 @@
-"""What the stages hand on about the data: names and paths, never pixels."""
+"""What the stages pass on about the data: names and paths, never pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import DataError
+from ..files import sha256_of_json
 from ..settings.dataset import DatasetConfig
+from ..settings.geometry import Size
+from .buckets import VideoBucket, bucket_choices, nearest_bucket
 from .clips import Clip
-from .video_buckets import VideoBucket
+from .folder import PictureFolder
 from .video_files import VideoInfo
+
+CROP_STEPS = 1000
+"""A random crop's place is one of this many, so that it has a short exact name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class ClipRecord(Record):
     video: VideoInfo
     """What it is taken from."""
     is_i2v: bool
-    """Learns to go on from its first frame: that of `references`, or its own."""
+    """Learns to continue its first frame: that of `references`, or its own."""
 
     @property
     def shape(self) -> VideoBucket:
@@ -68,3 +76,39 @@ class TrainingSet:
     """What is wrong with files that are not among the records; nothing is trained before they are corrected."""
     found_by: str = ""
     """Who has shown the faults already, as people call it, such as a node; empty: nobody."""
+
+
+def records_of(
+    folder: PictureFolder,
+    sizes: Mapping[str, Size],
+    captions: Mapping[str, str],
+    references: Mapping[str, Path] | None = None,
+) -> tuple[Record, ...]:
+    """A record for each picture of `folder` and each of its resolutions; all mappings are by stem."""
+    config = folder.config
+    records = []
+    for choices in bucket_choices(config):
+        for name in folder.names:
+            record = Record(
+                name=name,
+                target=folder.pictures[name],
+                references=(references[name],) if references else (),
+                caption=captions[name],
+                bucket=nearest_bucket(*sizes[name], choices),
+                crop=_crop_of(config, name),
+                repeats=config.repeats,
+            )
+            records.append(record)
+    # Small resolutions may share a bucket: the same record twice would be a hidden repeat.
+    return tuple(dict.fromkeys(records))
+
+
+def _crop_of(config: DatasetConfig, name: str) -> tuple[float, float]:
+    if config.crop_style == "center":
+        return (0.5, 0.5)
+    if config.crop_style == "corner":
+        return (0.0, 0.0)
+    if config.crop_style == "random":
+        digest = int(sha256_of_json({"dataset": config.id, "name": name}), 16)
+        return (digest % CROP_STEPS / CROP_STEPS, digest // CROP_STEPS % CROP_STEPS / CROP_STEPS)
+    raise DataError(f"crop_style is {config.crop_style!r}; it must be center, corner or random.")

@@ -10,11 +10,10 @@ from pathlib import Path
 from ..errors import DataError
 from ..settings.dataset import DatasetConfig
 from ..settings.geometry import Size
+from .buckets import VideoBucket
 from .folder import listed, refuse
-from .pairs import survey_picture_pairs
-from .pictures import survey_pictures
+from .picture_sets import survey_picture_pairs, survey_pictures
 from .records import ClipRecord, Record, TrainingSet
-from .video_buckets import VideoBucket
 from .video_files import VideoInfo
 from .video_sets import survey_videos
 
@@ -72,7 +71,7 @@ def pair_datasets(targets: DatasetConfig, references: DatasetConfig) -> Training
 
 
 def training_set_of(given: TrainingSet | DatasetConfig) -> TrainingSet:
-    """What PairDatasets or LongCatDataset gave, as a training set: with its faults."""
+    """What Pair Datasets or LongCat Dataset gave, as a training set: with its faults."""
     return given if isinstance(given, TrainingSet) else survey_dataset(given)
 
 
@@ -113,8 +112,8 @@ def join_sets(sets: Sequence[TrainingSet]) -> TrainingSet:
     twice = [repr(name) for name, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} dataset ids occur more than once: {', '.join(twice)}. Give every LongCatDataset an id of its"
-            " own; to see pictures more often, raise repeats."
+            f"{len(twice)} dataset ids occur more than once: {', '.join(twice)}. Give every LongCat Dataset an id"
+            " of its own; to see pictures more often, raise repeats."
         )
     return joined
 
@@ -161,9 +160,9 @@ def _about_videos(clips: Sequence[ClipRecord]) -> list[str]:
     from_set = sum(bool(clip.references) for clip in clips)
     from_own = sum(clip.is_i2v for clip in clips) - from_set
     if from_set:
-        lines.append(f"Image-to-video: {from_set} clips go on from a start frame of the other folder.")
+        lines.append(f"Image-to-video: {from_set} clips continue a start frame of the other folder.")
     if from_own:
-        lines.append(f"Image-to-video: {from_own} clips go on from their own first frame.")
+        lines.append(f"Image-to-video: {from_own} clips continue their own first frame.")
     return lines
 
 

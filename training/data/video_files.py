@@ -67,7 +67,7 @@ class VideoInfo:
 
     @property
     def fps(self) -> Fraction | None:
-        """Mean pictures per second; None where it cannot be told."""
+        """Mean pictures per second; None where it is not known."""
         return (self.frames - 1) / self.last if self.last else None
 
     @property

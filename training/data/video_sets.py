@@ -1,4 +1,4 @@
-"""A folder of videos, with or without start frames, becomes a training set. All faults are told at once."""
+"""A folder of videos, with or without start frames, becomes a training set. Faults are reported all at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from .folder import (
     stem_of,
     without_partner,
 )
-from .folder_records import records_of
 from .media import IMAGE_SUFFIXES
-from .records import ClipRecord, Record, Source, TrainingSet
+from .records import ClipRecord, Record, Source, TrainingSet, records_of
 from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
 
 LARGEST_ASPECT_ERROR = 1.02

@@ -175,7 +175,7 @@ def test_the_report_shows_the_videos_own_rates(drawn, tmp_path):
         "  64x64@13: 1",
         "Videos: 4 at 15 frames per second, 1 at 30 frames per second; 9 to 40 frames."
         " Clips are taken at 15 per second.",
-        "Image-to-video: 4 clips go on from a start frame of the other folder.",
+        "Image-to-video: 4 clips continue a start frame of the other folder.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Two folders of pictures become pairs: files of one stem belong together. All faults are told at once."""
+"""A captioned folder of pictures, or two that are paired, becomes a training set. Faults are reported all at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,36 @@ from .folder import (
     shown,
     without_partner,
 )
-from .folder_records import records_of
 from .media import IMAGE_SUFFIXES
-from .records import Source, TrainingSet
+from .records import Source, TrainingSet, records_of
+
+
+def survey_pictures(config: DatasetConfig) -> TrainingSet:
+    """The pictures of a folder that are sound, and what is wrong with the others in `faults`."""
+    sources = (Source(targets=config),)
+    faults = folder_faults("pictures", config, "image")
+    if config.caption_strategy == "none":
+        faults.append(
+            f"Dataset {config.id!r} has caption_strategy 'none'; pictures to learn need captions. Choose textfile,"
+            " filename, instanceprompt, json or csv."
+        )
+    if faults:
+        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
+    folder = scan_folder("pictures", config)
+    if not folder.pictures:
+        return TrainingSet(sources=sources, records=(), faults=tuple(empty_faults(folder)))
+    captions = read_captions(folder)
+    sizes, size_faults = read_sizes(folder)
+    faults = duplicate_faults(folder.role, folder.path, folder.duplicates)
+    missing = [name for name in folder.names if name not in captions.by_name]
+    faults += [*captions.faults, *missing_faults(folder, captions, missing), *size_faults]
+    usable = only_sound(folder, captions.by_name, sizes) if faults else folder
+    return TrainingSet(
+        sources=sources,
+        records=records_of(usable, sizes, captions.by_name),
+        warnings=tuple(nameless_warnings(folder)),
+        faults=tuple(faults),
+    )
 
 
 def survey_picture_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
