@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfyui_longcat.training.caches import latents as stage
 from comfyui_longcat.training.caches.cache import CacheFolders
 from comfyui_longcat.training.caches.latents import cache_latents, load_latents
 from comfyui_longcat.training.data.media import read_image, to_pixels
@@ -73,13 +74,13 @@ def folders(tmp_path):
 def opens(monkeypatch):
     """Counts how often the VAE is really opened."""
     opened = []
-    really_open = components.open_vae
+    really_open = stage.open_vae
 
     def counting(*args):
         opened.append(args)
         return really_open(*args)
 
-    monkeypatch.setattr(components, "open_vae", counting)
+    monkeypatch.setattr(stage, "open_vae", counting)
     return opened
 
 

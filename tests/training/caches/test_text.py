@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_longcat.training.caches import text
+from comfyui_longcat.training.caches import latents, text
 from comfyui_longcat.training.caches.cache import CacheFolders
 from comfyui_longcat.training.caches.latents import cache_latents
 from comfyui_longcat.training.caches.text import cache_text, load_prompt_embeds
@@ -65,8 +65,8 @@ def folder(tmp_path):
 def opens(monkeypatch):
     """Counts how often the text encoder and the VAE are really opened."""
     opened = []
-    for name in ("open_text_encoder", "open_vae"):
-        monkeypatch.setattr(components, name, _counting(name, getattr(components, name), opened))
+    for module, name in ((text, "open_text_encoder"), (latents, "open_vae")):
+        monkeypatch.setattr(module, name, _counting(name, getattr(module, name), opened))
     return opened
 
 
