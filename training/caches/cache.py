@@ -24,6 +24,8 @@ class CachedRecord:
     """None until the text stage has run."""
     empty_prompt_embeds: Path | None = None
     """The empty instruction with the same reference: for caption dropout and guidance."""
+    more_prompt_embeds: tuple[Path, ...] = ()
+    """Of `Record.more_captions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Cache:
                         "repeats": r.record.repeats,
                         # Only of clips, so that those of pictures stay what they were.
                         **({"is_i2v": r.record.is_i2v} if isinstance(r.record, ClipRecord) else {}),
+                        # Only of several, for the same reason.
+                        **({"more captions": [p.stem for p in r.more_prompt_embeds]} if r.more_prompt_embeds else {}),
                         "files": [
                             path.stem if path else None
                             for path in (r.latents, *r.cond_latents, r.prompt_embeds, r.empty_prompt_embeds)
@@ -83,9 +87,12 @@ class CacheReport:
     reused: int
     encoded: tuple[tuple[str, str], ...]
     """(name, why) of each item that was encoded, e.g. ("017 target", "new or changed picture")."""
+    warnings: tuple[str, ...] = ()
+    """Of the data."""
 
     def text(self) -> str:
-        """For the node's report output: counts, then one line per encoded item."""
+        """For the node's report output: counts, one line per encoded item, and the warnings."""
         lines = [f"{self.stage}: {self.reused} reused, {len(self.encoded)} encoded."]
         lines += [f"  {name}: {why}" for name, why in self.encoded]
+        lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from ..data.clips import Clip
+from ..data.media import image_info
+from ..data.video_files import probe_video
 from ..errors import DataError
 from ..events import Callbacks
 from ..files import sha256_of_file, sha256_of_json
@@ -33,7 +35,7 @@ def latents_parts(
     Args:
         family: key of `ModelConfig.model_family`.
         vae: `source.component_identity` of the VAE.
-        picture: hash of the file's bytes.
+        picture: of `hash_pictures`.
         bucket: (width, height) px that the picture is cropped to.
         crop: `Record.crop`.
     """
@@ -77,7 +79,7 @@ def text_parts(
         text_encoder: `source.component_identity` of the text encoder.
         dtype: that the text encoder computes in.
         caption: the instruction or caption; may be empty.
-        references: hash of each reference picture's bytes.
+        references: of `hash_pictures`, for each reference picture.
         bucket: (width, height) px that the references are cropped to.
         crop: `Record.crop`.
     """
@@ -95,24 +97,32 @@ def text_parts(
     }
 
 
-def hash_pictures(paths: Sequence[Path], callbacks: Callbacks) -> dict[Path, str]:
-    """Hash of each file's bytes, of a folder (pictures of a video) that of all its files; every file is read once.
+def hash_pictures(paths: Sequence[Path], callbacks: Callbacks, videos: Collection[Path] = ()) -> dict[Path, str]:
+    """What stands for each file in keys: the hash of its bytes, and how it is read where that is more than decoding.
+
+    Of a folder (pictures of a video) the hash of all its files. Every file is read once.
+
+    Args:
+        videos: those of `paths` that are read as videos.
 
     Raises:
         StoppedByUserError: `callbacks.should_stop()`.
         DataError: a file cannot be read.
     """
     unique = list(dict.fromkeys(paths))
-    return {path: _hash_of(path) for path in tracked(unique, "hashing pictures", callbacks)}
+    return {path: _hash_of(path, path in videos) for path in tracked(unique, "hashing pictures", callbacks)}
 
 
-def _hash_of(picture: Path) -> str:
+def _hash_of(picture: Path, is_video: bool) -> str:
     try:
         if picture.is_dir():
-            return sha256_of_json({path.name: sha256_of_file(path) for path in picture.iterdir() if path.is_file()})
-        return sha256_of_file(picture)
+            digest = sha256_of_json({path.name: sha256_of_file(path) for path in picture.iterdir() if path.is_file()})
+        else:
+            digest = sha256_of_file(picture)
     except OSError as error:
         raise DataError(f"{picture} cannot be read: {error}. Put it back, or remove its pair.") from error
+    reading = probe_video(picture).reading if is_video else image_info(picture).reading
+    return f"{digest} {reading.rule}" if reading.rule else digest
 
 
 def _crop_text(crop: tuple[float, float]) -> str:

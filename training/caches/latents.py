@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..data.clips import Clip, read_clip
 from ..data.media import read_image, to_pixels
 from ..data.records import ClipRecord, Record, TrainingSet
-from ..events import Callbacks
+from ..events import Callbacks, WarningRaised
 from ..models.contract import Family
 from ..models.registry import family_of
 from ..models.training_data import check_training_data
@@ -43,9 +44,12 @@ def cache_latents(
 
     check_training_data(spec.config, dataset.records)
     check_folders(dataset, {"cache_dir_vae": folders.targets, "reference_cache_dir_vae": folders.references})
+    for warning in dataset.warnings:
+        callbacks.on_event(WarningRaised(message=warning))
     vae = identity_of(spec, "vae", callbacks)
     pictures = [path for record in dataset.records for path in (record.target, *record.references)]
-    hashes = hash_pictures(pictures, callbacks)
+    videos = {record.target for record in dataset.records if isinstance(record, ClipRecord)}
+    hashes = hash_pictures(pictures, callbacks, videos)
     family = family_of(spec.config.model_family)
 
     def item(kind: str, record: Record, folder: Path, picture: Path) -> Item:
@@ -70,7 +74,9 @@ def cache_latents(
         CachedRecord(record=record, latents=target.path, cond_latents=tuple(ref.path for ref in refs))
         for record, target, refs in zip(dataset.records, targets, references, strict=True)
     )
-    return Cache(model_family=family.name, dataset=dataset, folders=folders, records=records), report
+    return Cache(model_family=family.name, dataset=dataset, folders=folders, records=records), replace(
+        report, warnings=dataset.warnings
+    )
 
 
 def load_latents(path: Path) -> Tensor:

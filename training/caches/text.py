@@ -6,6 +6,7 @@ For text-to-image and for clips the same without a reference: all captions then 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ def prompt_of(record: Record, kind: str, caption: str) -> Prompt:
 def cache_text(
     cache: Cache, spec: ModelSpec, folder: Path, device: torch.device, callbacks: Callbacks
 ) -> tuple[Cache, CacheReport]:
-    """Makes sure that every record's instruction, and the empty one with the same reference, have their embeddings
+    """Makes sure that every record's instructions, and the empty one with the same reference, have their embeddings
     on disk; the text encoder loads only if one is missing.
 
     Raises:
@@ -76,13 +77,14 @@ def cache_text(
     """
     _check(cache, spec, folder)
     # An instruction and its empty twin follow each other: their reference is read once.
-    prompts = [prompt for cached in cache.records for prompt in _prompts_of(cached.record)]
-    paths, report = cache_prompts(prompts, spec, folder, device, callbacks)
-    records = tuple(
-        replace(record, prompt_embeds=prompt, empty_prompt_embeds=empty)
-        for record, prompt, empty in zip(cache.records, paths[0::2], paths[1::2], strict=True)
-    )
-    return replace(cache, folders=replace(cache.folders, text=folder), records=records), report
+    prompts = [_prompts_of(cached.record) for cached in cache.records]
+    paths, report = cache_prompts([prompt for each in prompts for prompt in each], spec, folder, device, callbacks)
+    made = iter(paths)
+    records = []
+    for record, each in zip(cache.records, prompts, strict=True):
+        prompt, empty, *more = itertools.islice(made, len(each))
+        records.append(replace(record, prompt_embeds=prompt, empty_prompt_embeds=empty, more_prompt_embeds=tuple(more)))
+    return replace(cache, folders=replace(cache.folders, text=folder), records=tuple(records)), report
 
 
 def cache_prompts(
@@ -127,9 +129,12 @@ def _check(cache: Cache, spec: ModelSpec, folder: Path) -> None:
     )
 
 
-def _prompts_of(record: Record) -> tuple[Prompt, Prompt]:
+def _prompts_of(record: Record) -> list[Prompt]:
+    """The first caption, the empty one, and the others."""
     kind = "instruction" if record.references else "caption"
-    return prompt_of(record, kind, record.caption), prompt_of(record, f"empty {kind}", "")
+    prompts = [prompt_of(record, kind, record.caption), prompt_of(record, f"empty {kind}", "")]
+    more = enumerate(record.more_captions, 2)
+    return prompts + [prompt_of(record, f"{kind} {number}", caption) for number, caption in more]
 
 
 def _items(prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, callbacks: Callbacks) -> list[Item]:

@@ -24,7 +24,7 @@ Row = tuple[str, str]
 """(file name as written, caption)"""
 
 
-def read_caption(path: Path) -> str:
+def read_whole(path: Path) -> tuple[str]:
     """The text of a caption file, without a byte order mark and without blanks at its ends.
 
     Raises:
@@ -33,16 +33,28 @@ def read_caption(path: Path) -> str:
     text = _read_text(path).strip()
     if not text:
         raise DataError(f"{path} is empty. Write the caption into it.")
-    return text
+    return (text,)
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The captions of a text file: each line that is not blank is one, as in SimpleTuner.
+
+    Raises:
+        DataError: as `read_whole`.
+    """
+    (text,) = read_whole(path)
+    return tuple(line.strip() for line in text.split("\n") if line.strip())
 
 
 def read_json_caption(path: Path) -> str:
     """The caption of a picture's own .json: an object with `caption`, `prompt` or `text`.
 
     Raises:
-        DataError: as `read_caption`, no JSON, or no such text in it; names the file.
+        DataError: as `read_whole`, no JSON, no such text in it, or several that differ; names the file.
     """
-    caption = _caption_of(read_json(path, DataError, NO_JSON))
+    value = read_json(path, DataError, NO_JSON)
+    _refuse_contradictions(path, [("it", value)])
+    caption = _caption_of(value)
     if caption is None:
         raise DataError(f'{path} holds no caption. Write {{"caption": "..."}} into it.')
     return caption
@@ -57,15 +69,13 @@ def read_json_table(path: Path) -> list[Row]:
     """
     value = read_json(path, DataError, NO_JSON, kind=object)
     if isinstance(value, dict):
-        found = [(f"the entry {name!r}", name, _caption_of(entry)) for name, entry in value.items()]
+        entries = [(f"the entry {name!r}", name, entry) for name, entry in value.items()]
     elif isinstance(value, list):
-        found = [
-            (f"entry {number}", _first_text(entry, NAME_KEYS), _caption_of(entry))
-            for number, entry in enumerate(value, 1)
-        ]
+        entries = [(f"entry {number}", _first_text(entry, NAME_KEYS), entry) for number, entry in enumerate(value, 1)]
     else:
         raise DataError(f'{path} is no table of captions. Write {{"a.png": "its caption", ...}} into it.')
-    return _complete_rows(path, found)
+    _refuse_contradictions(path, [(where, entry) for where, _, entry in entries])
+    return _complete_rows(path, [(where, name, _caption_of(entry)) for where, name, entry in entries])
 
 
 def read_csv_table(path: Path) -> list[Row]:
@@ -89,7 +99,10 @@ def read_csv_table(path: Path) -> list[Row]:
 def _rows_of_csv(path: Path, lines: list[str], delimiter: str, columns: list[str]) -> list[Row]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     next(reader)
-    found, torn = [], []
+    twice = [column for column in {*NAME_KEYS, *CAPTION_KEYS} if columns.count(column) > 1]
+    if twice:
+        raise DataError(f"{path} has several columns called {', '.join(sorted(twice))}. Keep one of each.")
+    found, torn, rows = [], [], []
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -98,6 +111,7 @@ def _rows_of_csv(path: Path, lines: list[str], delimiter: str, columns: list[str
                 torn.append(f"line {reader.line_num} has {len(cells)} cells, the first line {len(columns)}")
                 continue
             row = dict(zip(columns, cells, strict=True))
+            rows.append((f"line {reader.line_num}", row))
             found.append((f"line {reader.line_num}", _first_text(row, NAME_KEYS), _caption_of(row)))
     except csv.Error as error:
         raise DataError(f"{path} is no CSV table: {error} (line {reader.line_num}). Save it again as CSV.") from error
@@ -105,7 +119,28 @@ def _rows_of_csv(path: Path, lines: list[str], delimiter: str, columns: list[str
         raise DataError(
             f"{path}: {_some(torn)}. Put every caption that holds a {delimiter!r} or a line break into double quotes."
         )
+    _refuse_contradictions(path, rows)
     return _complete_rows(path, found)
+
+
+def _refuse_contradictions(path: Path, entries: list[tuple[str, Any]]) -> None:
+    """
+    Raises:
+        DataError: one of the entries, each with where it stands, gives two names or two captions that differ.
+    """
+    faulty = [
+        f"{where} has {' and '.join(keys)} with different texts"
+        for where, entry in entries
+        if isinstance(entry, Mapping)
+        for keys in (_given(entry, NAME_KEYS), _given(entry, CAPTION_KEYS))
+        if len({entry[key].strip() for key in keys}) > 1
+    ]
+    if faulty:
+        raise DataError(f"{path}: {_some(faulty)}. Keep one of them.")
+
+
+def _given(entry: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
+    return [key for key in keys if isinstance(entry.get(key), str) and entry[key].strip()]
 
 
 def _complete_rows(path: Path, found: list[tuple[str, str | None, str | None]]) -> list[Row]:

@@ -13,12 +13,13 @@ from .caption_files import (
     CAPTION_KEYS,
     NAME_KEYS,
     Row,
-    read_caption,
     read_csv_table,
     read_json_caption,
     read_json_table,
+    read_lines,
+    read_whole,
 )
-from .folder import PictureFolder, duplicate_faults, listed, same_names, shown, stem_of
+from .folder import PictureFolder, duplicate_faults, listed, same_names, shown
 
 JSON_TABLES = ("captions.json", "metadata.json")
 
@@ -27,8 +28,10 @@ JSON_TABLES = ("captions.json", "metadata.json")
 class Captions:
     """What a folder says about its pictures."""
 
-    by_name: Mapping[str, str]
-    """Caption by the picture's stem; some may be missing."""
+    by_name: Mapping[str, tuple[str, ...]]
+    """Captions by the picture's name; some may be missing, and those of a faulty file are empty."""
+    files: Sequence[Path] = ()
+    """Where they were read from."""
     faults: Sequence[str] = ()
     """What is wrong with the captions that are there."""
     remedy: str = ""
@@ -42,13 +45,12 @@ def read_captions(folder: PictureFolder) -> Captions:
     """
     strategy = folder.config.caption_strategy
     if strategy == "textfile":
-        return _beside(
-            folder, ".txt", "caption files", read_caption, "Write each one into a .txt of the picture's name."
-        )
+        read = read_whole if folder.config.disable_multiline_split else read_lines
+        return _beside(folder, ".txt", read, "Write each one into a .txt of the picture's name.")
     if strategy == "filename":
-        return Captions(by_name={name: name.replace("_", " ").strip() for name in folder.pictures})
+        return Captions(by_name={name: (_words_of(name),) for name in folder.pictures})
     if strategy == "instanceprompt":
-        return Captions(by_name=dict.fromkeys(folder.pictures, folder.config.instance_prompt.strip()))
+        return Captions(by_name=dict.fromkeys(folder.pictures, (folder.config.instance_prompt.strip(),)))
     if strategy == "json":
         return _from_json(folder)
     if strategy == "csv":
@@ -58,6 +60,10 @@ def read_captions(folder: PictureFolder) -> Captions:
     if strategy == "none":
         return Captions(by_name={}, remedy="Choose another caption_strategy.")
     raise ConfigError(f"caption_strategy is {strategy!r}, which nothing here reads. Choose one of the list.")
+
+
+def _words_of(name: str) -> str:
+    return name.rpartition("/")[2].replace("_", " ").strip()
 
 
 def missing_faults(folder: PictureFolder, captions: Captions, names: Sequence[str]) -> list[str]:
@@ -78,7 +84,7 @@ def nameless_warnings(folder: PictureFolder) -> list[str]:
     """That captions from file names say nothing, such as 0012.png."""
     if folder.config.caption_strategy != "filename":
         return []
-    names = [folder.pictures[name].name for name in folder.names if not any(map(str.isalpha, name))]
+    names = [folder.pictures[name].name for name in folder.names if not any(map(str.isalpha, _words_of(name)))]
     if not names:
         return []
     return [
@@ -87,12 +93,28 @@ def nameless_warnings(folder: PictureFolder) -> list[str]:
     ]
 
 
-def _beside(folder: PictureFolder, suffix: str, kind: str, read: Callable[[Path], str], remedy: str) -> Captions:
+def several_warnings(folder: PictureFolder, captions: Captions) -> list[str]:
+    """That text files hold several captions each."""
+    several = [path for path in captions.files if len(captions.by_name.get(folder.name_of(path), ())) > 1]
+    if not several:
+        return []
+    return [
+        f"{len(several)} of {len(captions.files)} caption files have several lines: {shown_files(folder, several)}."
+        " Each line is a caption of its own, and one of them is drawn each time that the file is seen, as in"
+        " SimpleTuner. Turn on disable_multiline_split to make one caption of each file."
+    ]
+
+
+def shown_files(folder: PictureFolder, paths: Sequence[Path]) -> str:
+    return shown([folder.shown_path(path) for path in paths])
+
+
+def _beside(folder: PictureFolder, suffix: str, read: Callable[[Path], tuple[str, ...]], remedy: str) -> Captions:
     """Captions from a file of each picture's name; files of other names are left alone."""
     files: dict[str, list[Path]] = {}
     for path in folder.others:
-        if path.suffix.lower() == suffix and stem_of(path.name) in folder.pictures:
-            files.setdefault(stem_of(path.name), []).append(path)
+        if path.suffix.lower() == suffix and folder.name_of(path) in folder.pictures:
+            files.setdefault(folder.name_of(path), []).append(path)
     captions, faulty = {}, []
     for name, paths in files.items():
         try:
@@ -100,10 +122,12 @@ def _beside(folder: PictureFolder, suffix: str, kind: str, read: Callable[[Path]
         except DataError as error:
             faulty.append(str(error))
             # Faulty, not missing.
-            captions[name] = ""
-    faults = listed(f"{len(faulty)} of {len(files)} {kind} cannot be used", faulty)
+            captions[name] = ()
+    faults = listed(f"{len(faulty)} of {len(files)} caption files cannot be used", faulty)
     faults += duplicate_faults(folder.role, folder.path, same_names(files.values()))
-    return Captions(by_name=captions, faults=faults, remedy=remedy)
+    return Captions(
+        by_name=captions, files=[path for paths in files.values() for path in paths], faults=faults, remedy=remedy
+    )
 
 
 def _from_json(folder: PictureFolder) -> Captions:
@@ -111,14 +135,15 @@ def _from_json(folder: PictureFolder) -> Captions:
         'Write each one into a .json of the picture\'s name, as {"caption": "..."}, or all into captions.json, as'
         ' {"a.png": "..."}.'
     )
-    own = _beside(folder, ".json", "caption files", read_json_caption, remedy)
-    tables = [path for path in folder.others if path.name.lower() in JSON_TABLES]
-    tables = [path for path in tables if stem_of(path.name) not in folder.pictures]
+    own = _beside(folder, ".json", lambda path: (read_json_caption(path),), remedy)
+    tables = [path for path in folder.others if path.parent == folder.path and path.name.lower() in JSON_TABLES]
+    tables = [path for path in tables if folder.name_of(path) not in folder.pictures]
     common = _from_tables(folder, tables, read_json_table, remedy)
     both = [folder.pictures[name].name for name in folder.names if name in own.by_name and name in common.by_name]
     conflict = f"{len(both)} {folder.role} have a .json of their own and an entry in {tables[0].name}" if both else ""
     faults = [*own.faults, *common.faults, *([f"{conflict}: {shown(both)}. Remove one of them."] if both else [])]
-    return Captions(by_name={**common.by_name, **own.by_name}, faults=faults, remedy=remedy)
+    files = [*own.files, *common.files]
+    return Captions(by_name={**common.by_name, **own.by_name}, files=files, faults=faults, remedy=remedy)
 
 
 def _from_tables(
@@ -130,28 +155,28 @@ def _from_tables(
     if len(tables) > 1:
         names = shown([table.name for table in tables])
         fault = f"The {folder.role} folder {folder.path} holds {len(tables)} tables of captions: {names}. Keep one."
-        return _unreadable(folder, fault)
+        return _unreadable(folder, tables, fault)
     try:
         rows = read(tables[0])
     except DataError as error:
-        return _unreadable(folder, str(error))
+        return _unreadable(folder, tables, str(error))
     return _matched(folder, tables[0], rows, remedy)
 
 
 def _matched(folder: PictureFolder, table: Path, rows: Sequence[Row], remedy: str) -> Captions:
-    """The pictures that the rows name, by file name or by stem."""
-    stems = {unicodedata.normalize("NFC", path.name): stem for stem, path in folder.pictures.items()}
-    stems = {**{stem: stem for stem in folder.pictures}, **stems}
+    """The pictures that the rows name, by file name or by stem, after the sub-folder if there is one."""
+    stems = {unicodedata.normalize("NFC", folder.shown_path(path)): name for name, path in folder.pictures.items()}
+    stems = {**{name: name for name in folder.pictures}, **stems}
     captions, unknown, repeated = {}, [], []
     for written, caption in rows:
-        name = stems.get(unicodedata.normalize("NFC", written))
+        name = stems.get(unicodedata.normalize("NFC", written.replace("\\", "/").removeprefix("./")))
         if name is None:
             nearest = difflib.get_close_matches(written, stems, n=1, cutoff=0.0)
             unknown.append(f"{written} (nearest: {nearest[0]})" if nearest else written)
         elif name in captions:
             repeated.append(written)
         else:
-            captions[name] = caption
+            captions[name] = (caption,)
     faults = []
     if unknown:
         faults.append(
@@ -162,9 +187,9 @@ def _matched(folder: PictureFolder, table: Path, rows: Sequence[Row], remedy: st
         faults.append(
             f"{len(repeated)} pictures occur more than once in {table}: {shown(repeated)}. Keep one entry each."
         )
-    return Captions(by_name=captions, faults=faults, remedy=remedy)
+    return Captions(by_name=captions, files=[table], faults=faults, remedy=remedy)
 
 
-def _unreadable(folder: PictureFolder, fault: str) -> Captions:
+def _unreadable(folder: PictureFolder, tables: Sequence[Path], fault: str) -> Captions:
     # No further complaint that every single caption is missing.
-    return Captions(by_name=dict.fromkeys(folder.pictures, ""), faults=[fault])
+    return Captions(by_name=dict.fromkeys(folder.pictures, ()), files=tables, faults=[fault])

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import os
+import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
 from ..files import sha256_of_json
 from ..settings.dataset import DatasetConfig
-from ..settings.geometry import Size
-from .media import IMAGE_SUFFIXES, image_size
+from .colours import Reading
+from .media import PictureInfo, image_info, is_picture
 
 NAMES_SHOWN = 10
+
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+"""Lower case."""
+
+SAMPLE = 4096
+"""Bytes at the beginning, in the middle and at the end of a file that a fingerprint looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFolder:
-    """The own files of a dataset's folder: not hidden ones, not those of sub-folders."""
+    """The files of a dataset's folder that are not hidden; with `recursive` those of its sub-folders, too."""
 
     role: str
     """What its pictures are called in messages: targets, references, pictures."""
     config: DatasetConfig
     pictures: dict[str, Path]
-    """By stem."""
+    """By name: the stem, after the sub-folders on the way to it, as in "more/a"."""
     others: tuple[Path, ...]
     """Every other file, by name: captions, tables, and files that nothing uses."""
     duplicates: tuple[str, ...]
-    subfolders: int
+    subfolders: tuple[Path, ...]
+    """Those that were not read."""
 
     @property
     def path(self) -> Path:
@@ -39,62 +47,104 @@ class PictureFolder:
 
     @property
     def names(self) -> list[str]:
-        """The stems, 2 before 10."""
+        """2 before 10."""
         return sorted(self.pictures, key=natural_order)
+
+    def name_of(self, path: Path) -> str:
+        """The name that a file of the folder shares with its picture."""
+        return name_in(self.path, path)
+
+    def shown_path(self, path: Path) -> str:
+        """For messages: from this folder on."""
+        return path.relative_to(self.path).as_posix()
 
 
 def scan_folder(role: str, config: DatasetConfig) -> PictureFolder:
-    """Lists the folder; opens no file.
+    """Lists the folder of pictures; opens no file.
 
     Raises:
         OSError: there is no such folder, or it cannot be read.
     """
-    pictures: dict[str, list[Path]] = {}
+    return scan(role, config, lambda path: is_picture(path) and not path.is_dir())
+
+
+def scan(role: str, config: DatasetConfig, is_item: Callable[[Path], bool]) -> PictureFolder:
+    """Lists a folder whose files, or sub-folders, `is_item` are what is trained.
+
+    Raises:
+        OSError: there is no such folder, or it cannot be read.
+    """
+    folder = Path(config.instance_data_dir)
+    items: dict[str, list[Path]] = {}
     others: list[Path] = []
-    subfolders = 0
-    for path in sorted(Path(config.instance_data_dir).iterdir()):
-        if path.name.startswith("."):
+    subfolders: list[Path] = []
+    waiting, entered = [folder], set()
+    while waiting:
+        here = waiting.pop()
+        # A link may lead back to a folder on the way.
+        if here.resolve() in entered:
             continue
-        if path.is_dir():
-            subfolders += 1
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            pictures.setdefault(stem_of(path.name), []).append(path)
-        else:
-            others.append(path)
+        entered.add(here.resolve())
+        for path in sorted(here.iterdir()):
+            if is_harmless(path):
+                continue
+            if is_item(path):
+                items.setdefault(name_in(folder, path), []).append(path)
+            elif path.is_dir():
+                (waiting if config.recursive else subfolders).append(path)
+            else:
+                others.append(path)
     return PictureFolder(
         role=role,
         config=config,
-        pictures={stem: paths[0] for stem, paths in pictures.items()},
+        pictures={name: paths[0] for name, paths in items.items()},
         others=tuple(others),
-        duplicates=same_names(pictures.values()),
-        subfolders=subfolders,
+        duplicates=same_names(items.values()),
+        subfolders=tuple(subfolders),
     )
 
 
-def folder_fingerprint(folder: Path, subfolders: bool = False) -> str:
-    """Hash of the names, sizes and modification times of a folder's own files; equal for missing and empty ones.
+def is_harmless(path: Path) -> bool:
+    """Whether it is known to be no data: hidden files, and what systems and SimpleTuner leave in folders."""
+    name = path.name.lower()
+    return name.startswith((".", "@eadir", "__macosx", "aspect_ratio_bucket_")) or name in SYSTEM_FILES
 
-    Cheap: shows whether a folder may have changed, not what is in it.
+
+def folder_fingerprint(folder: Path, subfolders: bool = False) -> str:
+    """Hash of the names, sizes, times and samples of a folder's files; equal for missing and empty ones.
+
+    Cheap: shows whether a folder may have changed, not what is in it. Size and modification time alone would miss a
+    file that was replaced by one of the same.
 
     Args:
-        subfolders: whether the files of its sub-folders count, too: those of videos that are folders of pictures.
+        subfolders: whether the files of its sub-folders count, too.
     """
     if not folder.is_dir():
         return sha256_of_json([])
-    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if subfolders else []
-    own = _states_of(folder)
-    return sha256_of_json([own, *([path.name, _states_of(path)] for path in inner)] if inner else own)
+    paths = folder.rglob("*") if subfolders else folder.iterdir()
+    return sha256_of_json(sorted([str(path.relative_to(folder)), *state_of(path)] for path in paths if path.is_file()))
 
 
-def _states_of(folder: Path) -> list[list[str | int]]:
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return sorted([name, state.st_size, state.st_mtime_ns] for name, state in files)
+def state_of(path: Path) -> list[str | int]:
+    """What a file looks like from outside: size, times, and a hash of some of its bytes."""
+    state = path.stat()
+    samples = hashlib.sha256()
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for place in (0, max(state.st_size // 2, 0), max(state.st_size - SAMPLE, 0)):
+            file.seek(place)
+            samples.update(file.read(SAMPLE))
+    # On Windows st_ctime is the time of creation, which says nothing here and does no harm.
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, samples.hexdigest()]
 
 
-def stem_of(name: str) -> str:
-    """A file's name without its suffix, in the form that files from Linux, Windows and macOS share."""
-    return unicodedata.normalize("NFC", Path(name).stem)
+def name_in(folder: Path, path: Path) -> str:
+    """A file's place in `folder` without its suffix, in the form that Linux, Windows and macOS share.
+
+    The name of a folder is all stem: "take.1" has no suffix ".1".
+    """
+    place = path.relative_to(folder)
+    name = place if path.is_dir() else place.with_name(place.stem)
+    return unicodedata.normalize("NFC", name.as_posix())
 
 
 def same_names(groups: Iterable[Sequence[Path]]) -> tuple[str, ...]:
@@ -117,16 +167,6 @@ def folder_faults(role: str, config: DatasetConfig, dataset_type: str) -> list[s
     return faults
 
 
-def empty_faults(folder: PictureFolder) -> list[str]:
-    if folder.pictures:
-        return []
-    hint = f" It has {folder.subfolders} sub-folders, which are not read." if folder.subfolders else ""
-    return [
-        f"The {folder.role} folder {folder.path} holds no pictures (looked for {' '.join(IMAGE_SUFFIXES)}).{hint}"
-        " Put the pictures directly into it, or correct instance_data_dir."
-    ]
-
-
 def duplicate_faults(role: str, folder: Path, duplicates: Sequence[str]) -> list[str]:
     if not duplicates:
         return []
@@ -136,18 +176,32 @@ def duplicate_faults(role: str, folder: Path, duplicates: Sequence[str]) -> list
     ]
 
 
-def read_sizes(folder: PictureFolder) -> tuple[dict[str, Size], list[str]]:
-    """(width, height) px of every picture by stem, and the faults."""
-    sizes, faulty = {}, []
+def read_pictures(folder: PictureFolder) -> tuple[dict[str, PictureInfo], list[str]]:
+    """What each picture's head says, by name, and the faults."""
+    infos, faulty = {}, []
     for name in folder.names:
         try:
-            sizes[name] = image_size(folder.pictures[name])
+            infos[name] = image_info(folder.pictures[name])
         except DataError as error:
             faulty.append(str(error))
-    return sizes, listed(f"{len(faulty)} of {len(folder.pictures)} {folder.role} cannot be read", faulty)
+    return infos, listed(f"{len(faulty)} of {len(folder.pictures)} {folder.role} cannot be read", faulty)
 
 
-def only_sound(folder: PictureFolder, captions: Mapping[str, str], *known: Mapping[str, object]) -> PictureFolder:
+def reading_warnings(folder: PictureFolder, readings: Mapping[str, Reading]) -> list[str]:
+    """That files are read in another way than by decoding alone; one for each way."""
+    by_note: dict[str, list[str]] = {}
+    for name, reading in readings.items():
+        if reading.note:
+            by_note.setdefault(reading.note, []).append(folder.shown_path(folder.pictures[name]))
+    total = len(folder.pictures)
+    return [
+        f"{len(names)} of {total} {folder.role} ({note}): {shown(names)}." for note, names in sorted(by_note.items())
+    ]
+
+
+def only_sound(
+    folder: PictureFolder, captions: Mapping[str, Sequence[str]], *known: Mapping[str, object]
+) -> PictureFolder:
     """The folder without the pictures whose caption is missing or faulty, and those that `known` does not have."""
     names = (name for name in folder.pictures if captions.get(name) and all(name in each for each in known))
     return replace(folder, pictures={name: folder.pictures[name] for name in names})

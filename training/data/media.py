@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..settings.geometry import Size
+from .colours import Colours, Reading, colours_of
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FITS", "IPTC"}
+"""Pillow's formats that are not read: they start programs, belong to documents, or need readers that are not there."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
-"""Pillow's decoders that may run, whatever the suffix says: others start programs or read documents."""
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": ""}
+"""Modules that add formats to Pillow where they are installed, by this function or by being imported."""
+
+OPTIONAL_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "pillow-heif"),
+    ".jxl": "pillow-jxl-plugin",
+}
+"""Suffix -> the package that reads it."""
 
 CENTRE = (0.5, 0.5)
 """The crop that keeps the middle."""
@@ -27,11 +38,45 @@ TURNED_BY_QUARTER = {5, 6, 7, 8}
 """EXIF orientations in which the stored width is the seen height."""
 
 
-def read_image(path: Path) -> Image.Image:
-    """A picture file as it is seen: RGB, 8 bit a channel.
+@dataclass(frozen=True, kw_only=True)
+class PictureInfo:
+    """What a picture file's head says."""
 
-    Turned by its EXIF orientation, alpha laid on white, 16-bit grey scaled to 8 bit, CMYK and palettes converted; of an
-    animation the first frame.
+    size: Size
+    """(width, height) px as it is seen."""
+    reading: Reading
+
+
+@functools.cache
+def formats_by_suffix() -> dict[str, str]:
+    """Suffix -> Pillow's format, of all that the installed Pillow and its plugins can read."""
+    from PIL import Image
+
+    Image.init()
+    for name, register in PLUGINS.items():
+        # Absent or not fitting the installed Pillow: its files are named in reports.
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            if register:
+                getattr(module, register)()
+    readable = {
+        suffix: name
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in NO_PICTURES
+    }
+    return dict(sorted(readable.items()))
+
+
+def is_picture(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in formats_by_suffix()
+
+
+def read_image(path: Path) -> Image.Image:
+    """A picture file as it is seen: sRGB, 8 bit a channel.
+
+    Colours converted as the file says, turned by its EXIF orientation, alpha laid on white, 16-bit grey scaled to 8
+    bit, CMYK and palettes converted; of an animation the first frame.
 
     Raises:
         DataError: the file is missing, damaged, no picture, larger than Pillow's decompression limit, or has 32 bits a
@@ -40,12 +85,13 @@ def read_image(path: Path) -> Image.Image:
     from PIL import ImageOps
 
     with opened(path) as image:
+        colours = colours_of(image, path)
         image.load()
-        return as_rgb(ImageOps.exif_transpose(image), path)
+        return as_rgb(ImageOps.exif_transpose(image), path, colours)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in px of the picture as it is seen; reads the file's head only.
+def image_info(path: Path) -> PictureInfo:
+    """Size and colours of a picture; reads the file's head only.
 
     Raises:
         DataError: the file is missing, no picture, or larger than Pillow's decompression limit; names the file.
@@ -57,7 +103,17 @@ def image_size(path: Path) -> tuple[int, int]:
         # The base class's method, as PNG's own one decodes all pixels; TIFF has turned its size by now.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
         turned = orientation in TURNED_BY_QUARTER and image.format != "TIFF"
-        return (height, width) if turned else (width, height)
+        size = (height, width) if turned else (width, height)
+        return PictureInfo(size=size, reading=colours_of(image, path).reading)
+
+
+def image_size(path: Path) -> Size:
+    """(width, height) in px of the picture as it is seen.
+
+    Raises:
+        DataError: as `image_info`.
+    """
+    return image_info(path).size
 
 
 def crop_to(image: Image.Image, size: Size, crop: tuple[float, float] = CENTRE) -> Image.Image:
@@ -97,15 +153,14 @@ def from_pixels(pixels: Tensor) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file with only its head read, by the decoders of `FORMATS` alone.
+    """A picture file with only its head read, by the decoders of `formats_by_suffix` alone.
 
     Raises:
         DataError: it cannot be read, also when reading goes on inside the block.
     """
     from PIL import Image
 
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
+    formats = sorted(set(formats_by_suffix().values()))
     try:
         with Image.open(path, formats=formats) as image:
             yield image
@@ -119,29 +174,38 @@ def opened(path: Path) -> Iterator[Image.Image]:
             raise
         raise DataError(
             f"{path} cannot be read as a picture ({type(error).__name__}: {error}). It may be damaged or not fully"
-            f" copied; replace it, or remove its pair. Readable: {', '.join(FORMATS)}."
+            f" copied; replace it, or remove its pair."
         ) from error
 
 
-def as_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Any mode to RGB: 16 bits scaled to 8, transparency laid on white.
+def as_rgb(image: Image.Image, path: Path, colours: Colours) -> Image.Image:
+    """Any mode and colours to sRGB: 16 bits scaled to 8, transparency laid on white.
 
     Raises:
         DataError: a mode whose white is not known.
     """
-    from PIL import Image
-
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_16_bit(image, path)
+        return _from_16_bit(image, path, colours)
     if image.mode == "F":
         raise DataError(f"{path} has 32-bit float values, and nothing says which is white. Save it with 8 or 16 bits.")
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        return colours.to_srgb(image)
+    # Grey stays grey, as its profile may be one of grey.
+    seen = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
+    converted = colours.to_srgb(seen.convert(seen.mode.removesuffix("A")))
+    return on_white(converted, seen.getchannel("A"))
 
 
-def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
+def on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """RGB of a picture seen before white. alpha: L, 255 is opaque."""
+    from PIL import Image
+
+    layer = image.copy()
+    layer.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, path: Path, colours: Colours) -> Image.Image:
     """Pillow's own conversion clips 16-bit grey at 255 instead of scaling it."""
     import numpy as np
     from PIL import Image
@@ -149,4 +213,6 @@ def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
         raise DataError(f"{path} has 32-bit values, and nothing says which is white. Save it with 8 or 16 bits.")
-    return Image.fromarray((levels / 257.0).round().astype(np.uint8)).convert("RGB")
+    if colours.profile:
+        return colours.to_srgb(image)
+    return colours.to_srgb(Image.fromarray((levels / 257.0).round().astype(np.uint8)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from ..settings.dataset import DatasetConfig
-from .captions import Captions, missing_faults, nameless_warnings, read_captions
+from ..settings.geometry import Size
+from .captions import Captions, missing_faults, nameless_warnings, read_captions, several_warnings
 from .folder import (
     PictureFolder,
     duplicate_faults,
-    empty_faults,
     folder_faults,
     only_sound,
-    read_sizes,
+    read_pictures,
+    reading_warnings,
     scan_folder,
     shown,
     without_partner,
 )
-from .media import IMAGE_SUFFIXES
+from .leftovers import empty_faults, leftover_warnings
+from .media import PictureInfo
 from .records import Source, TrainingSet, records_of
 
 
@@ -34,17 +37,17 @@ def survey_pictures(config: DatasetConfig) -> TrainingSet:
         return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     folder = scan_folder("pictures", config)
     if not folder.pictures:
-        return TrainingSet(sources=sources, records=(), faults=tuple(empty_faults(folder)))
+        return TrainingSet(sources=sources, records=(), faults=tuple(empty_faults(folder, "pictures")))
     captions = read_captions(folder)
-    sizes, size_faults = read_sizes(folder)
+    infos, size_faults = read_pictures(folder)
     faults = duplicate_faults(folder.role, folder.path, folder.duplicates)
     missing = [name for name in folder.names if name not in captions.by_name]
     faults += [*captions.faults, *missing_faults(folder, captions, missing), *size_faults]
-    usable = only_sound(folder, captions.by_name, sizes) if faults else folder
+    usable = only_sound(folder, captions.by_name, infos) if faults else folder
     return TrainingSet(
         sources=sources,
-        records=records_of(usable, sizes, captions.by_name),
-        warnings=tuple(nameless_warnings(folder)),
+        records=records_of(usable, _sizes_of(infos), captions.by_name),
+        warnings=tuple(_warnings_of(folder, infos, captions)),
         faults=tuple(faults),
     )
 
@@ -52,9 +55,8 @@ def survey_pictures(config: DatasetConfig) -> TrainingSet:
 def survey_picture_pairs(targets: DatasetConfig, references: DatasetConfig) -> TrainingSet:
     """Matches each target with the reference and the instruction of exactly the same stem, in natural order.
 
-    The two pictures may have different suffixes. Read are the folders' own files: not hidden ones, not sub-folders,
-    nothing that is no picture. Buckets, crop and repeats come from the target's size and settings. A caption among the
-    references replaces the target's, as in SimpleTuner, with a warning.
+    The two pictures may have different suffixes. Buckets, crop and repeats come from the target's size and settings. A
+    caption among the references replaces the target's, as in SimpleTuner, with a warning.
 
     Returns:
         the pairs that are sound, and what is wrong with the others in `faults`.
@@ -64,7 +66,7 @@ def survey_picture_pairs(targets: DatasetConfig, references: DatasetConfig) -> T
     if faults:
         return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     left, right = scan_folder("targets", targets), scan_folder("references", references)
-    faults = empty_faults(left) + empty_faults(right)
+    faults = empty_faults(left, "pictures") + empty_faults(right, "pictures")
     if not faults:
         faults = duplicate_faults(left.role, left.path, left.duplicates)
         faults += duplicate_faults(right.role, right.path, right.duplicates)
@@ -72,16 +74,33 @@ def survey_picture_pairs(targets: DatasetConfig, references: DatasetConfig) -> T
     own, replacing = read_captions(left), read_captions(right)
     captions = {**own.by_name, **replacing.by_name}
     missing = [name for name in left.names if name not in captions]
-    sizes, size_faults = read_sizes(left)
-    right_sizes, right_size_faults = read_sizes(right)
+    infos, size_faults = read_pictures(left)
+    right_infos, right_size_faults = read_pictures(right)
     faults += [*own.faults, *replacing.faults, *missing_faults(left, own, missing), *size_faults, *right_size_faults]
-    usable = only_sound(left, captions, sizes, right_sizes) if faults else left
+    usable = only_sound(left, captions, infos, right_infos) if faults else left
     return TrainingSet(
         sources=sources,
-        records=records_of(usable, sizes, captions, right.pictures),
-        warnings=(*nameless_warnings(left), *_replacing_warnings(right, replacing)),
+        records=records_of(usable, _sizes_of(infos), captions, right.pictures),
+        warnings=(
+            *_warnings_of(left, infos, own),
+            *_replacing_warnings(right, replacing),
+            *_warnings_of(right, right_infos, replacing),
+        ),
         faults=tuple(faults),
     )
+
+
+def _warnings_of(folder: PictureFolder, infos: Mapping[str, PictureInfo], captions: Captions) -> list[str]:
+    return [
+        *nameless_warnings(folder),
+        *several_warnings(folder, captions),
+        *reading_warnings(folder, {name: info.reading for name, info in infos.items()}),
+        *leftover_warnings(folder, captions.files, folder.config.caption_strategy),
+    ]
+
+
+def _sizes_of(infos: Mapping[str, PictureInfo]) -> dict[str, Size]:
+    return {name: info.size for name, info in infos.items()}
 
 
 def _role_faults(targets: DatasetConfig, references: DatasetConfig) -> list[str]:
@@ -115,8 +134,7 @@ def _unmatched_faults(left: PictureFolder, right: PictureFolder) -> list[str]:
         faults[-1] += (
             f"\n    {left.path} holds {len(left.pictures)} {left.role}: {shown(_file_names(left))}."
             f"\n    {right.path} holds {len(right.pictures)} {right.role}: {shown(_file_names(right))}."
-            f"\n    Looked for {' '.join(IMAGE_SUFFIXES)}. Rename, add or remove pictures until each target has its"
-            " reference."
+            "\n    Rename, add or remove pictures until each target has its reference."
         )
     return faults
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +24,23 @@ class Record:
     """One training sample: for an edit the target, its reference and the instruction."""
 
     name: str
-    """The stem that target, reference and caption file share."""
+    """What target, reference and caption file share: the stem, after the sub-folders on the way to it."""
     target: Path
     references: tuple[Path, ...] = ()
     """At most one is used by the released models."""
     caption: str
+    more_captions: tuple[str, ...] = ()
+    """Others of the same picture: each time that it is seen, one of all is drawn."""
     bucket: tuple[int, int]
     """(width, height) in px that target and reference are each resized to cover, and cropped to."""
     crop: tuple[float, float] = (0.5, 0.5)
     """Shares of what is cropped off that fall to the left and to the top, of target and reference alike."""
     repeats: int = 0
     """How many more times it is seen per epoch."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.caption, *self.more_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +87,10 @@ class TrainingSet:
 def records_of(
     folder: PictureFolder,
     sizes: Mapping[str, Size],
-    captions: Mapping[str, str],
+    captions: Mapping[str, Sequence[str]],
     references: Mapping[str, Path] | None = None,
 ) -> tuple[Record, ...]:
-    """A record for each picture of `folder` and each of its resolutions; all mappings are by stem."""
+    """A record for each picture of `folder` and each of its resolutions; all mappings are by name."""
     config = folder.config
     records = []
     for choices in bucket_choices(config):
@@ -93,7 +99,8 @@ def records_of(
                 name=name,
                 target=folder.pictures[name],
                 references=(references[name],) if references else (),
-                caption=captions[name],
+                caption=captions[name][0],
+                more_captions=tuple(captions[name][1:]),
                 bucket=nearest_bucket(*sizes[name], choices),
                 crop=_crop_of(config, name),
                 repeats=config.repeats,

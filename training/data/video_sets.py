@@ -8,25 +8,24 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..settings.dataset import DatasetConfig
-from .captions import missing_faults, nameless_warnings, read_captions
+from .captions import missing_faults, nameless_warnings, read_captions, several_warnings
 from .clips import Clip, choose_clips, exact_rate
 from .folder import (
     PictureFolder,
     duplicate_faults,
-    empty_faults,
     folder_faults,
     listed,
     only_sound,
-    read_sizes,
-    same_names,
+    read_pictures,
+    reading_warnings,
+    scan,
     scan_folder,
     shown,
-    stem_of,
     without_partner,
 )
-from .media import IMAGE_SUFFIXES
+from .leftovers import empty_faults, leftover_warnings
 from .records import ClipRecord, Record, Source, TrainingSet, records_of
-from .video_files import VIDEO_SUFFIXES, VideoInfo, is_video, probe_video
+from .video_files import VideoInfo, is_video, probe_video
 
 LARGEST_ASPECT_ERROR = 1.02
 """Between the aspects of a clip and its start frame; more than that, and the crop shows another part."""
@@ -52,7 +51,8 @@ def survey_videos(config: DatasetConfig, start_frames: DatasetConfig | None = No
         return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     folder = scan_video_folder(config)
     if not folder.pictures:
-        return TrainingSet(sources=sources, records=(), faults=tuple(_empty_faults(folder)))
+        faults = empty_faults(folder, "videos, and no sub-folders of pictures")
+        return TrainingSet(sources=sources, records=(), faults=tuple(faults))
     captions = read_captions(folder)
     infos, chosen, faults = _read_clips(folder)
     missing = [name for name in folder.names if name not in captions.by_name]
@@ -75,7 +75,14 @@ def survey_videos(config: DatasetConfig, start_frames: DatasetConfig | None = No
             for record in records
             for clip in chosen[record.name]
         ),
-        warnings=(*nameless_warnings(folder), *_rate_warnings(folder, infos), *warnings),
+        warnings=(
+            *nameless_warnings(folder),
+            *several_warnings(folder, captions),
+            *_rate_warnings(folder, infos),
+            *reading_warnings(folder, {name: info.reading for name, info in infos.items()}),
+            *leftover_warnings(folder, captions.files, config.caption_strategy),
+            *warnings,
+        ),
         faults=tuple(faults),
     )
 
@@ -86,27 +93,7 @@ def scan_video_folder(config: DatasetConfig) -> PictureFolder:
     Raises:
         OSError: there is no such folder, or it cannot be read.
     """
-    videos: dict[str, list[Path]] = {}
-    others, subfolders = [], 0
-    for path in sorted(Path(config.instance_data_dir).iterdir()):
-        if path.name.startswith("."):
-            continue
-        if is_video(path):
-            # The name of a folder is all stem: "take.1" has no suffix ".1".
-            name = stem_of(f"{path.name}.-") if path.is_dir() else stem_of(path.name)
-            videos.setdefault(name, []).append(path)
-        elif path.is_dir():
-            subfolders += 1
-        else:
-            others.append(path)
-    return PictureFolder(
-        role="videos",
-        config=config,
-        pictures={stem: paths[0] for stem, paths in videos.items()},
-        others=tuple(others),
-        duplicates=same_names(videos.values()),
-        subfolders=subfolders,
-    )
+    return scan("videos", config, is_video)
 
 
 def _setting_faults(config: DatasetConfig, start_frames: DatasetConfig | None) -> list[str]:
@@ -132,16 +119,6 @@ def _setting_faults(config: DatasetConfig, start_frames: DatasetConfig | None) -
             " folder of their own, under the same names."
         )
     return faults
-
-
-def _empty_faults(folder: PictureFolder) -> list[str]:
-    if folder.pictures:
-        return []
-    hint = f" It has {folder.subfolders} sub-folders without pictures." if folder.subfolders else ""
-    return [
-        f"The videos folder {folder.path} holds no videos (looked for {' '.join(VIDEO_SUFFIXES)}, and for sub-folders"
-        f" of pictures).{hint} Put the videos directly into it, or correct instance_data_dir."
-    ]
 
 
 def _read_clips(folder: PictureFolder) -> tuple[dict[str, VideoInfo], dict[str, tuple[Clip, ...]], list[str]]:
@@ -175,17 +152,18 @@ def _read_start_frames(
     if config is None:
         return None, [], []
     frames = scan_folder("start frames", config)
-    faults = empty_faults(frames)
+    faults = empty_faults(frames, "pictures")
     if faults:
         return None, faults, []
     faults = duplicate_faults(frames.role, frames.path, frames.duplicates)
     unmatched = [*without_partner(folder, frames), *without_partner(frames, folder)]
     if unmatched:
         unmatched[-1] += (
-            f"\n    Looked in {folder.path} for videos and in {frames.path} for {' '.join(IMAGE_SUFFIXES)}. Rename, add"
-            " or remove files until each video has its start frame."
+            f"\n    Looked in {folder.path} for videos and in {frames.path} for pictures. Rename, add or remove files"
+            " until each video has its start frame."
         )
-    sizes, size_faults = read_sizes(frames)
+    pictures, size_faults = read_pictures(frames)
+    sizes = {name: info.size for name, info in pictures.items()}
     odd = [
         f"{frames.pictures[name].name} ({size[0]}x{size[1]}, video {infos[name].size[0]}x{infos[name].size[1]})"
         for name, size in sizes.items()
@@ -196,7 +174,12 @@ def _read_start_frames(
         f" part: {shown(odd)}. Cut them from the videos' first frames."
     )
     readable = {name: path for name, path in frames.pictures.items() if name in sizes}
-    return readable, [*faults, *unmatched, *size_faults], [warning] if odd else []
+    warnings = [
+        *([warning] if odd else []),
+        *reading_warnings(frames, {name: info.reading for name, info in pictures.items()}),
+        *leftover_warnings(frames, (), "none"),
+    ]
+    return readable, [*faults, *unmatched, *size_faults], warnings
 
 
 def _aspect_error(size: tuple[int, int], other: tuple[int, int]) -> float:
@@ -227,6 +210,7 @@ def _with_clip(record: Record, clip: Clip, video: VideoInfo, is_i2v: bool) -> Cl
         caption=record.caption,
         bucket=record.bucket,
         crop=record.crop,
+        more_captions=record.more_captions,
         repeats=record.repeats,
         clip=clip,
         video=video,

@@ -6,7 +6,7 @@ Legend of shapes: B batch, C channels, T latent frames, h w latent height and wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,7 +49,8 @@ class BatchOrder:
     Every epoch holds each record once, and its own `repeats` times more; it is shuffled by its own generator, cut into
     batches of one kind (the last one of a kind may be smaller), and the batches are shuffled again. Of one kind are
     records of equal bucket, number of references and length of prompt: an edit's prompt holds a token for every patch
-    of its reference, and shorter ones are never padded. Clips also have equal numbers of frames.
+    of its reference, and shorter ones are never padded. Clips also have equal numbers of frames. Of a record with
+    several captions one is drawn each time.
     """
 
     def __init__(self, cache: Cache, batch_size: int, seed: int) -> None:
@@ -84,13 +85,20 @@ class BatchOrder:
         groups: dict[Kind, list[CachedRecord]] = {}
         for place in torch.randperm(len(self._records), generator=generator).tolist():
             kind, cached = self._records[place]
-            groups.setdefault(kind, []).append(cached)
+            groups.setdefault(kind, []).append(self._with_one_caption(cached, epoch, place))
         batches = [
             tuple(group[start : start + self._batch_size])
             for group in groups.values()
             for start in range(0, len(group), self._batch_size)
         ]
         return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _with_one_caption(self, cached: CachedRecord, epoch: int, place: int) -> CachedRecord:
+        if not cached.more_prompt_embeds:
+            return cached
+        choices = (cached.prompt_embeds, *cached.more_prompt_embeds)
+        drawn = int(sha256_of_json({"seed": self._seed, "epoch": epoch, "caption of": place}), 16) % len(choices)
+        return replace(cached, prompt_embeds=choices[drawn])
 
 
 def load_batch(records: Sequence[CachedRecord]) -> Batch:

@@ -100,7 +100,7 @@ def _other_aspects(records: Sequence[Record], sizes: dict[Path, Size]) -> list[s
 
 def _long_captions(records: Sequence[Record], model: ModelSpec, tokenizer_folder: Path | None) -> list[str]:
     count = _counter(model, tokenizer_folder)
-    lengths = {record.name: count(record.caption) for record in records}
+    lengths = {record.name: max(map(count, record.captions)) for record in records}
     long = [f"{name} ({tokens})" for name, tokens in lengths.items() if tokens > PROMPT_SLOTS]
     if not long:
         return []

@@ -63,7 +63,8 @@ def small_set(real: TrainingSet, model: ModelConfig) -> TrainingSet:
     limit = CLIPS if any(isinstance(record, ClipRecord) for record in fitting) else PICTURES
     chosen = _some_of_each(fitting, [_shape(record) for record in fitting])[:limit]
     # Several resolutions of one picture become one.
-    return replace(real, records=tuple(dict.fromkeys(_small(record) for record in chosen)), faults=())
+    small = tuple(dict.fromkeys(_small(record) for record in chosen))
+    return replace(real, records=small, warnings=(), faults=())
 
 
 def _fits(model: ModelConfig, record: Record) -> bool:
@@ -86,7 +87,8 @@ def _some_of_each(items: Sequence[T], kinds: Sequence[object]) -> list[T]:
 
 def _small(record: Record) -> Record:
     bucket = nearest_bucket(*record.bucket, buckets(SIDE, PIXELS_PER_TOKEN))
-    small = replace(record, bucket=bucket, caption=record.caption[:LONGEST_PROMPT].strip())
+    caption, *more = (caption[:LONGEST_PROMPT].strip() for caption in record.captions)
+    small = replace(record, bucket=bucket, caption=caption, more_captions=tuple(more))
     if isinstance(small, ClipRecord):
         return replace(small, clip=replace(small.clip, frames=min(small.clip.frames, FRAMES)))
     return small

@@ -145,6 +145,19 @@ class DatasetConfig(ClipConfig):
         " on.",
     )
 
+    disable_multiline_split: bool = option(
+        False,
+        "A .txt of several lines is one caption. Off, as in SimpleTuner: each line is a caption of its own, and one of"
+        " them is drawn each time that the picture or video is seen.",
+        advanced=True,
+    )
+    recursive: bool = option(
+        False,
+        "Read sub-folders, too. A file in one is paired with the file of the same name in the sub-folder of the same"
+        " name. (SimpleTuner always reads them.)",
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_multiple(self.named("aspect_bucket_alignment"), self.aspect_bucket_alignment, BUCKET_ALIGNMENT)

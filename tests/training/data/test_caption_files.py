@@ -1,7 +1,7 @@
 """Caption files: UTF-8 with or without mark, everything else refused by name."""
 
 import pytest
-from comfyui_longcat.training.data.caption_files import read_caption
+from comfyui_longcat.training.data.caption_files import read_whole
 from comfyui_longcat.training.errors import DataError
 
 CHINESE = "\u52a0\u4e00\u4e2a\u84dd\u8272\u8fb9\u6846"
@@ -19,7 +19,7 @@ CHINESE = "\u52a0\u4e00\u4e2a\u84dd\u8272\u8fb9\u6846"
 def test_reads_text(tmp_path, data, caption):
     path = tmp_path / "a.txt"
     path.write_bytes(data)
-    assert read_caption(path) == caption
+    assert read_whole(path) == (caption,)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_refuses_by_name(tmp_path, data, complaint):
     path = tmp_path / "faulty.txt"
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"faulty\.txt.*{complaint}"):
-        read_caption(path)
+        read_whole(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.txt"):
-        read_caption(tmp_path / "gone.txt")
+        read_whole(tmp_path / "gone.txt")

@@ -3,11 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from comfyui_longcat.training.data.media import IMAGE_SUFFIXES, crop_to, from_pixels, image_size, read_image, to_pixels
+from comfyui_longcat.training.data.media import (
+    crop_to,
+    formats_by_suffix,
+    from_pixels,
+    image_size,
+    read_image,
+    to_pixels,
+)
 from comfyui_longcat.training.errors import DataError
 from PIL import Image
 
 ORIENTATION = 0x0112
+
+# Formats that keep a small picture as it is, and that Pillow can write, too.
+SUFFIXES = [
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".avif", ".jp2", ".j2k", ".tga", ".ppm", ".pcx", ".sgi", ".dds", ".qoi"),
+]
 
 
 def upright() -> Image.Image:
@@ -22,7 +35,7 @@ def mean_difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.array(a).astype(int) - np.array(b)).mean())
 
 
-@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".JPG", ".Png"])
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".JPG", ".Png"])
 def test_reads_every_suffix(tmp_path, suffix):
     path = tmp_path / f"picture{suffix}"
     upright().save(path)
@@ -130,7 +143,7 @@ def test_damage_anywhere_raises_nothing_but_data_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     rng = np.random.default_rng(0)
     refused = 0
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in SUFFIXES:
         path = tmp_path / f"damaged{suffix}"
         upright().save(path)
         whole = np.frombuffer(path.read_bytes(), dtype=np.uint8)

@@ -113,7 +113,7 @@ def test_unmatched_names_on_both_sides(folders):
     assert "other.jpg (nearest: sunset.png)" in message
     assert f"{folders.targets} holds 3 targets: 001.png, 002.png, sunset.png" in message
     assert f"{folders.references} holds 4 references: 001.png, 002.png, other.jpg, sunsett.jpg" in message
-    assert ".jpeg" in message and "Rename" in message
+    assert "Rename" in message
 
 
 def test_case_of_a_name_counts(folders):
@@ -178,7 +178,7 @@ def test_empty_folders(folders):
     (folders.references / "inner").mkdir()
     message = folders.refused()
     assert f"The references folder {folders.references} holds no pictures" in message
-    assert "1 sub-folders, which are not read" in message
+    assert "holds no pictures. Put them" in message and "inner" not in message
 
 
 def test_missing_folder_and_wrong_types(folders):
@@ -215,7 +215,10 @@ def test_captions_of_references_replace_the_instructions_with_a_warning(folders)
     assert warning.startswith("1 of 3 references (dataset 'refs') have captions, and these replace the instructions")
     assert "caption_strategy to 'none'" in warning
     quiet = paired(folders, folders.references_config())
-    assert {record.caption for record in quiet.records} == {"edit it"} and not quiet.warnings
+    assert {record.caption for record in quiet.records} == {"edit it"}
+    assert [warning.partition(": ")[2] for warning in quiet.warnings] == [
+        "b.txt (1 caption files: caption_strategy none does not read them)."
+    ]
 
 
 def test_a_strategy_without_captions_replaces_nothing(folders):
