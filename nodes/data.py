@@ -44,6 +44,8 @@ OPTIONAL_DATASET_FIELDS = (
     "min_frames",
     "bucket_strategy",
     "frame_interval",
+    "disable_multiline_split",
+    "recursive",
 )
 
 
@@ -73,10 +75,12 @@ class LongCatDataset:
     VALIDATE_INPUTS = own_check(DatasetConfig, "resolution", num_frames=DatasetConfig.num_frames)
 
     @classmethod
-    def IS_CHANGED(cls, instance_data_dir: str = "", dataset_type: str = "image", **_others: Any) -> str:
+    def IS_CHANGED(
+        cls, instance_data_dir: str = "", dataset_type: str = "image", recursive: bool = False, **_others: Any
+    ) -> str:
         from ..training.data.folder import folder_fingerprint
 
-        return folder_fingerprint(dataset_folder(instance_data_dir), subfolders=dataset_type == "video")
+        return folder_fingerprint(dataset_folder(instance_data_dir), subfolders=recursive or dataset_type == "video")
 
     def describe(self, **settings: Any) -> tuple[DatasetConfig]:
         return (resolved(configured(LongCatDataset, DatasetConfig, settings)),)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from comfyui_longcat.training.data.media import (
     crop_to,
-    formats_by_suffix,
     from_pixels,
     image_size,
     read_image,
