@@ -126,7 +126,6 @@ def shown(levels: np.ndarray, primaries: tuple[tuple[float, float], ...], transf
     levels: [H, W, 3], uint8 or uint16.
     """
     import numpy as np
-    from PIL import Image
 
     codes = levels.astype(np.uint16) * 257 if levels.dtype == np.uint8 else levels
     light = _light_of(transfer)[codes]
@@ -138,6 +137,14 @@ def shown(levels: np.ndarray, primaries: tuple[tuple[float, float], ...], transf
         light = tone_mapped(light)
     if primaries != SRGB_PRIMARIES:
         light = light @ gamut_matrix(primaries).T.astype(np.float32)
+    return _encoded(light)
+
+
+def _encoded(light: np.ndarray) -> Image.Image:
+    """[H, W, 3] float32 as sRGB; what no screen shows is clipped."""
+    import numpy as np
+    from PIL import Image
+
     steps = (np.clip(light, 0.0, 1.0) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)
     return Image.fromarray(_srgb_levels()[steps])
 
@@ -365,14 +372,15 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _wide_grey(image: Image.Image, transform) -> Image.Image:
-    """16-bit grey by a transform of 8 bits: values between its steps are interpolated."""
+    """16-bit grey by a transform of 8 bits: light between its steps is interpolated."""
     import numpy as np
     from PIL import Image
 
     ramp = np.asarray(transform.apply(Image.fromarray(np.arange(256, dtype=np.uint8)[None])))[0]
+    light = _light_of(SCREEN)[ramp.astype(np.uint16) * 257]
     levels = np.asarray(image).astype(np.float32) / 257.0
-    channels = [np.interp(levels, np.arange(256), ramp[:, channel]) for channel in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
+    channels = [np.interp(levels, np.arange(256), light[:, channel]) for channel in range(3)]
+    return _encoded(np.stack(channels, -1).astype(np.float32))
 
 
 def _codes_of(image: Image.Image, path: Path) -> tuple[int, int] | None:
