@@ -323,8 +323,11 @@ def _opened(profile: bytes):
 
 
 @functools.lru_cache(maxsize=32)
-def _transform(profile: bytes, mode: str):
+def _transform(profile: bytes, mode: str, exact: bool = False):
     """LittleCMS's transform to sRGB, by the intent that it takes by itself (perceptual).
+
+    Args:
+        exact: without the short cuts that LittleCMS takes, which are off by several levels in dark linear values.
 
     Raises:
         DataError: there is none.
@@ -332,7 +335,8 @@ def _transform(profile: bytes, mode: str):
     from PIL import ImageCms
 
     try:
-        return ImageCms.buildTransform(_opened(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+        srgb, flags = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOOPTIMIZE if exact else ImageCms.Flags.NONE
+        return ImageCms.buildTransform(_opened(profile), srgb, mode, "RGB", flags=flags)
     except ImageCms.PyCMSError as error:
         raise DataError("a colour profile that cannot be used") from error
 
@@ -365,9 +369,9 @@ def _lab() -> bytes:
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
     mode = _mode_for(profile, image.mode)
+    if mode == "L" and image.mode.startswith("I"):
+        return _wide_grey(image, _transform(profile, mode, exact=True))
     transform = _transform(profile, mode)
-    if image.mode.startswith("I"):
-        return _wide_grey(image, transform)
     return transform.apply(image if image.mode == mode else image.convert(mode))
 
 
