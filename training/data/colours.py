@@ -50,6 +50,9 @@ TRANSFERS = {8: "linear", 9: "log 100:1", 10: "log 316:1", 16: "PQ", 17: "DCI", 
 ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), D65)
 ADOBE_GAMMA = 563 / 256
 
+NO_OPTIMIZATION = 0x0100
+"""LittleCMS's cmsFLAGS_NOOPTIMIZE."""
+
 HEAD = 1 << 20
 """Bytes of a file that are searched for what Pillow does not report."""
 
@@ -335,7 +338,7 @@ def _transform(profile: bytes, mode: str, exact: bool = False):
     from PIL import ImageCms
 
     try:
-        srgb, flags = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOOPTIMIZE if exact else ImageCms.Flags.NONE
+        srgb, flags = ImageCms.createProfile("sRGB"), NO_OPTIMIZATION if exact else 0
         return ImageCms.buildTransform(_opened(profile), srgb, mode, "RGB", flags=flags)
     except ImageCms.PyCMSError as error:
         raise DataError("a colour profile that cannot be used") from error
@@ -369,10 +372,20 @@ def _lab() -> bytes:
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
     mode = _mode_for(profile, image.mode)
-    if mode == "L" and image.mode.startswith("I"):
-        return _wide_grey(image, _transform(profile, mode, exact=True))
+    if image.mode.startswith("I"):
+        if mode == "L":
+            return _wide_grey(image, _transform(profile, mode, exact=True))
+        image = narrowed(image)
     transform = _transform(profile, mode)
     return transform.apply(image if image.mode == mode else image.convert(mode))
+
+
+def narrowed(image: Image.Image) -> Image.Image:
+    """16-bit grey as L; Pillow's own conversion clips at 255 instead of scaling."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).astype(np.int64) / 257.0).round().astype(np.uint8))
 
 
 def _wide_grey(image: Image.Image, transform) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..settings.geometry import Size
-from .colours import Colours, Reading, colours_of
+from .colours import Colours, Reading, colours_of, narrowed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -206,13 +206,7 @@ def on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image, path: Path, colours: Colours) -> Image.Image:
-    """Pillow's own conversion clips 16-bit grey at 255 instead of scaling it."""
-    import numpy as np
-    from PIL import Image
-
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
+    lowest, highest = image.getextrema()
+    if lowest < 0 or highest > 65535:
         raise DataError(f"{path} has 32-bit values, and nothing says which is white. Save it with 8 or 16 bits.")
-    if colours.profile:
-        return colours.to_srgb(image)
-    return colours.to_srgb(Image.fromarray((levels / 257.0).round().astype(np.uint8)))
+    return colours.to_srgb(image if colours.profile else narrowed(image))

@@ -84,6 +84,9 @@ def test_profiles_of_grey_of_8_and_16_bits(tmp_path, curve):
     light = (levels / 65535.0) ** curve
     exact = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert difference(np.asarray(read_image(tmp_path / "16.png"))[..., 0], exact.round()) <= 2
+    Image.fromarray(levels).save(tmp_path / "16.png", icc_profile=RGB_PROFILES["linear"])
+    rounded = Image.fromarray((levels / 257.0).round().astype(np.uint8)).convert("RGB")
+    assert difference(read_image(tmp_path / "16.png"), by_littlecms(rounded, RGB_PROFILES["linear"])) <= 2
     transparent = Image.merge("LA", (eight, Image.new("L", eight.size, 255)))
     transparent.save(tmp_path / "la.png", icc_profile=profile)
     assert difference(read_image(tmp_path / "la.png"), by_littlecms(eight, profile)) <= 2
