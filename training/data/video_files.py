@@ -285,11 +285,14 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _probe_container(path: Path) -> tuple[VideoInfo, tuple[Fraction, ...] | None]:
-    first, given = None, []
+    first, given, gaps = None, [], False
     with _container(path) as (container, stream):
-        for frame in _decode(path, container, stream):
-            first = frame if first is None else first
-            given.append((frame.pts, frame.duration))
+        decode = _decoder_of(path, stream)
+        for packet in _packets(container, stream):
+            gaps = gaps or packet.is_corrupt
+            for frame in decode(packet):
+                first = frame if first is None else first
+                given.append((frame.pts, frame.duration))
         if first is None:
             raise DataError(f"{path} holds no picture that can be decoded. Replace it, or remove it.")
         times, steady = _times_of(given, stream, container.format.name in RESTARTING)
@@ -300,12 +303,13 @@ def _probe_container(path: Path) -> tuple[VideoInfo, tuple[Fraction, ...] | None
         odd = guessed or (not steady and _nominal_fps(stream) != Fraction(stream.guessed_rate or 25))
     note = "times are missing or jump: its pictures are shown at its rate" if guessed else ""
     clock = Reading(rule="clock" if odd else "", note=note)
+    torn = Reading(rule="gaps", note="its stream has gaps: look at its pictures") if gaps else Reading()
     info = VideoInfo(
         size=size,
         frames=len(times),
         last=times[-1],
         rotation=first.rotation,
-        reading=_joined([look.reading, clock]),
+        reading=_joined([look.reading, clock, torn]),
     )
     return info, None if steady else times
 
@@ -417,14 +421,25 @@ def _decode(path: Path, container: Any, stream: Any, from_key: bool = False) -> 
     """Decoded pictures; `from_key`: what comes before a key picture leans on pictures that were not read."""
     skipping, earliest = from_key, None
     decode = _decoder_of(path, stream)
-    for packet in container.demux(stream):
-        if packet.is_corrupt or (skipping and not packet.is_keyframe):
+    for packet in _packets(container, stream):
+        if skipping and not packet.is_keyframe:
             continue
         if skipping:
             skipping, earliest = False, packet.pts
         for frame in decode(packet):
             if earliest is None or frame.pts >= earliest:
                 yield frame
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """All but a torn one at the end, of which a player shows nothing."""
+    torn = None
+    for packet in container.demux(stream):
+        if torn is not None and packet.size:
+            yield torn
+        torn = packet if packet.is_corrupt else None
+        if torn is None:
+            yield packet
 
 
 def _decoder_of(path: Path, stream: Any) -> Callable[[Any], list[av.VideoFrame]]:
