@@ -148,6 +148,18 @@ def test_missing_captions_are_listed_with_the_remedy(folder, strategy):
             "1 of 1 entries of .*captions.json name no picture.*: c.jpg .nearest: b.jpg",
         ),
         ("json", "captions.json", '{"b.jpg": "b", "b": "c"}', "1 pictures occur more than once.*: b"),
+        ("json", "captions.json", '{"b.jpg": "b", "b.jpg": "c"}', "the key .b.jpg. occurs twice"),
+        ("json", "captions.json", '{"b.jpg": {"caption": "b", "text": "c"}}', "caption and text with different texts"),
+        ("json", "b.json", '{"caption": "b", "prompt": "c"}', "caption and prompt with different texts"),
+        (
+            "json",
+            "captions.json",
+            '[{"filename": "b.jpg", "file_name": "c.jpg", "caption": "b"}]',
+            "entry 1 has filename and file_name with different texts",
+        ),
+        ("csv", "a.csv", "filename,caption,prompt\nb.jpg,b,b\na_red_bird.png,a,c\n", "line 3 has caption and prompt"),
+        ("csv", "a.csv", "filename,caption,Caption\nb.jpg,b,c\n", "several columns called caption"),
+        ("csv", "a.csv", "filename,caption\nb.jpg,b\nb.jpg,c\n", "1 pictures occur more than once"),
         ("json", "b.json", '{"title": "b"}', "1 of 1 caption files cannot be used:.*b.json holds no caption"),
         ("json", "b.json", "", "b.json is no valid JSON"),
         ("csv", "a.csv", "", "its first line must name a column filename or file_name"),
@@ -197,3 +209,24 @@ def test_all_faults_come_at_once(folder):
         "broken.png cannot be read",
     ):
         assert part in message
+
+
+def all_captions(folder, **settings):
+    return {record.name: record.captions for record in scan(folder, "textfile", **settings).records}
+
+
+def test_each_line_of_a_text_file_is_a_caption_of_its_own(folder):
+    write(folder / "a_red_bird.txt", "a red bird\r\n\r\n  a bird that is red \n")
+    write(folder / "b.txt", "\n b, flying\n\n")
+    write(folder / f"{CHINESE}.txt", f"{BLUE}\n{BLUE}")
+    assert all_captions(folder) == {
+        "a_red_bird": ("a red bird", "a bird that is red"),
+        "b": ("b, flying",),
+        CHINESE: (BLUE, BLUE),
+    }
+    (warning,) = scan(folder, "textfile").warnings
+    assert warning.startswith("2 of 3 caption files have several lines: a_red_bird.txt, ")
+    assert "disable_multiline_split" in warning
+    whole = all_captions(folder, disable_multiline_split=True)
+    assert whole["a_red_bird"] == ("a red bird\n\n  a bird that is red",)
+    assert not scan(folder, "textfile", disable_multiline_split=True).warnings

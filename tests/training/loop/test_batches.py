@@ -88,6 +88,39 @@ def test_a_batch_holds_prompts_of_one_length(tmp_path):
     assert BatchOrder(cache, batch_size=1, seed=1).batches_per_epoch == 4
 
 
+def with_captions(folder, cached, count):
+    more = [folder / f"more-{cached.record.name}-{number}.safetensors" for number in range(1, count)]
+    for number, path in enumerate(more, 1):
+        write_safetensors(path, {"prompt_embeds": torch.full((1, 6, 4), 100.0 * number, dtype=torch.bfloat16)}, {})
+    record = replace(cached.record, more_captions=tuple(path.stem for path in more))
+    return replace(cached, record=record, more_prompt_embeds=tuple(more))
+
+
+def test_of_several_captions_one_is_drawn_each_time(tmp_path):
+    single = [cached_record(tmp_path, number, SQUARE) for number in range(4)]
+    several = [*single[:3], with_captions(tmp_path, single[3], 3)]
+    plain, drawn = (BatchOrder(cache_of(tmp_path, records), batch_size=2, seed=5) for records in (single, several))
+    found = []
+    for number in range(60):
+        one, other = plain.batch(number), drawn.batch(number)
+        # The order, and what has one caption, are what they were.
+        assert names([one]) == names([other])
+        assert [a for a in one if a.record.name != "003"] == [b for b in other if b.record.name != "003"]
+        found += [cached.prompt_embeds for cached in other if cached.record.name == "003"]
+    counts = Counter(found)
+    choices = {single[3].prompt_embeds, *several[3].more_prompt_embeds}
+    assert set(counts) == choices and min(counts.values()) >= 4
+    again = BatchOrder(cache_of(tmp_path, several), batch_size=2, seed=5)
+    assert [again.batch(number) for number in (59, 3, 20)] == [drawn.batch(number) for number in (59, 3, 20)]
+    assert load_batch([cached_record_of(drawn, "003")]).prompt_embeds.shape == (1, 6, 4)
+    one, other = cache_of(tmp_path, single), cache_of(tmp_path, several)
+    assert one.fingerprint() != other.fingerprint()
+
+
+def cached_record_of(order, name):
+    return next(cached for number in range(9) for cached in order.batch(number) if cached.record.name == name)
+
+
 def test_a_lost_prompt_is_named_before_the_first_batch(mixed):
     mixed.records[3].prompt_embeds.unlink()
     with pytest.raises(CacheError, match=r"prompt-3\.safetensors.*Run Cache Text again"):
