@@ -87,7 +87,7 @@ def read_image(path: Path) -> Image.Image:
     with opened(path) as image:
         colours = colours_of(image, path)
         image.load()
-        return as_rgb(ImageOps.exif_transpose(image), path, colours)
+        return as_rgb(ImageOps.exif_transpose(image) if _follows_exif(image) else image, path, colours)
 
 
 def image_info(path: Path) -> PictureInfo:
@@ -102,9 +102,14 @@ def image_info(path: Path) -> PictureInfo:
         width, height = image.size
         # The base class's method, as PNG's own one decodes all pixels; TIFF has turned its size by now.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-        turned = orientation in TURNED_BY_QUARTER and image.format != "TIFF"
+        turned = orientation in TURNED_BY_QUARTER and image.format != "TIFF" and _follows_exif(image)
         size = (height, width) if turned else (width, height)
         return PictureInfo(size=size, reading=colours_of(image, path).reading)
+
+
+def _follows_exif(image: Image.Image) -> bool:
+    # The decoder of JPEG XL has turned the picture, but for one that is a whole JPEG inside.
+    return image.format != "JXL" or bool(getattr(image, "jpeg", False))
 
 
 def image_size(path: Path) -> Size:

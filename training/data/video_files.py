@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng", ".avifs", ".flc", ".fli")
 """Read by Pillow: FFmpeg does not decode animated WebP."""
 
-ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF", "FLI", "HEIF", "JXL")
+ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF", "FLI")
 """Pillow's formats that may move."""
 
 CONTAINER_SUFFIXES = (
@@ -59,6 +59,9 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 UNREADABLE_MATRICES = {8: "YCgCo", 11: "Y'D'zD'x", 12: "chromaticity-derived", 13: "chromaticity-derived", 14: "ICtCp"}
 """Codes of H.273 for which swscale has no table: it would show false colours without a word."""
+
+UNSPECIFIED = 2
+"""In H.273."""
 
 THREADS = 4
 """Of a decoder; each holds a picture of its own."""
@@ -482,12 +485,13 @@ def _look_of(path: Path, frame: av.VideoFrame, stream: Any) -> _Look:
     """
     data = {each.type.name: each for each in frame.side_data}
     matrix = UNREADABLE_MATRICES.get(int(frame.colorspace))
-    if "DOVI_METADATA" in data and int(frame.color_trc) == 2:
+    primaries, transfer = _codes_of(frame, stream)
+    if "DOVI_METADATA" in data and transfer == UNSPECIFIED:
         # Profile 5, whose colours only Dolby's own metadata explain.
         matrix = "Dolby Vision profile 5"
     if matrix is not None:
         raise DataError(f"{path} has colours of {matrix}, which are not read here. Convert it to BT.709 first.")
-    colours = coded(int(frame.color_primaries), int(frame.color_trc))
+    colours = coded(primaries, transfer)
     if not colours.reading.rule and "ICC_PROFILE" in data:
         colours = profiled("RGB", bytes(data["ICC_PROFILE"]))
     more = [
@@ -499,6 +503,17 @@ def _look_of(path: Path, frame: av.VideoFrame, stream: Any) -> _Look:
         colours=colours,
         reading=_joined([colours.reading, *more]),
     )
+
+
+def _codes_of(frame: av.VideoFrame, stream: Any) -> tuple[int, int]:
+    """(primaries, transfer): what the picture says, else what the container does."""
+
+    def said(name: str) -> int:
+        # Pictures of PyAV before 17 do not have them.
+        own = int(getattr(frame, name, UNSPECIFIED))
+        return int(getattr(stream.codec_context, name)) if own == UNSPECIFIED else own
+
+    return said("color_primaries"), said("color_trc")
 
 
 def _seen(frame: av.VideoFrame, look: _Look) -> Image.Image:
