@@ -16,7 +16,7 @@ const NODE_WIDTH = 360;
 /** Nodes whose outputs may hold a report: a rehearsal's, or what was found in the data. */
 const REPORTING = new Set(["TrainLoRA", "PairDatasets", "LongCatJoinDatasets"]);
 
-/** Newest runs of this page, by node and run: a node is made anew whenever its workflow's tab is opened. */
+/** Newest runs of this page, by node and run: a node is made again whenever its workflow's tab is opened. */
 const runs = new Map();
 const MAX_RUNS = 20;
 

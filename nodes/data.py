@@ -170,7 +170,7 @@ class CacheVAELatents:
     DISPLAY_NAME = "Cache VAE Latents"
     DESCRIPTION = (
         "Encodes targets and references with the VAE, once: files are named by their contents, so a changed picture or"
-        " video is encoded anew and nobody ever has to clear a cache. Needed before TrainLoRA."
+        " video is encoded again and nobody ever has to clear a cache. Needed before TrainLoRA."
     )
     CATEGORY = "LongCat/data"
     FUNCTION = "cache"

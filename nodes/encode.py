@@ -86,7 +86,7 @@ class LongCatEncodePrompt:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        quotes = " Text that shall be written in a picture goes between quotation marks."
+        quotes = " Text that should be written in a picture goes between quotation marks."
         return {
             "required": {
                 "model": socket(LONGCAT_MODEL, "The model whose text encoder encodes; any but the edit flavours."),

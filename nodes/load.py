@@ -24,8 +24,8 @@ OFFLOAD = ("blocks_to_swap", "enable_group_offload", "group_offload_type", "grou
 
 REHEARSAL = (
     "Try the whole graph first, in about a minute and without the model: on its tiny twin, with your own data and all"
-    " stages, at 64 px and a few steps. TrainLoRA then tells what would fail at full size, and what the run needs. Your"
-    " real run, LoRA and caches are not touched."
+    " stages, at 64 px and a few steps. TrainLoRA then reports what would fail at full size, and what the run needs."
+    " Your real run, LoRA and caches are not touched."
 )
 
 

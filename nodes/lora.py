@@ -44,7 +44,7 @@ class LongCatLoadLoRA:
                     strength | {"tooltip": "How strongly the LoRA acts: 1 as trained, 0 not at all."},
                 ),
             },
-            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; goes before lora_name.")},
+            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; overrides lora_name.")},
         }
 
     @classmethod
@@ -87,7 +87,7 @@ class LongCatConvertLoRA:
                 "layout": (list(LAYOUTS), {"default": PORTABLE, "tooltip": layout}),
                 "output_name": text("Name below models/loras, without ending; empty: the LoRA's name and the layout."),
             },
-            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; goes before lora_name.")},
+            "optional": {"lora": socket(LONGCAT_LORA, "The LoRA that TrainLoRA has just made; overrides lora_name.")},
         }
 
     @classmethod
@@ -138,7 +138,7 @@ def _find_lora(name: str, node: str) -> Path | None:
             return path
     raise LoraFileError(
         f"{node}.lora_name is {name!r}; there is no such file below {', '.join(map(str, folders))}."
-        " Choose one from the list (press R to read it anew)."
+        " Choose one from the list (press R to read it again)."
     )
 
 

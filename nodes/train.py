@@ -114,7 +114,7 @@ class TrainLoRA:
 
     @classmethod
     def IS_CHANGED(cls, restart: bool = TrainConfig.restart, **_others: Any) -> float | str:
-        # NaN differs from itself: asked to start anew, the node may not be answered from ComfyUI's own cache.
+        # NaN differs from itself: asked to start over, the node must not be answered from ComfyUI's own cache.
         return float("nan") if restart else ""
 
     def train(

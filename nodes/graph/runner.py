@@ -59,7 +59,7 @@ def run_graph(
     As in ComfyUI the nodes run in torch's inference mode, so that they are the same code path in both.
 
     Args:
-        on_refusal: is told which node refused and why; nodes that depend on it are left out, the others go on. None:
+        on_refusal: called with the node that refused and why; what depends on it is left out, the rest runs. None:
             the first refusal ends the run.
 
     Raises:

@@ -1,6 +1,6 @@
 """The settings of a run -> SimpleTuner's config.json and data file: the way back of read.py.
 
-What was read is kept as it was written; only what has changed since is written anew, so that nothing gets lost.
+What was read is kept as it was written; only what has changed since is written again, so that nothing is lost.
 """
 
 from __future__ import annotations
