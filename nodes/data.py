@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.cache import REFERENCES_FOLDER, TARGETS_FOLDER, TEXT_FOLDER, Cache, CacheFolders
-from ..training.data.records import TrainingSet
-from ..training.settings.dataset import DatasetConfig
+from ..training.settings.dataset import REFERENCES_FOLDER, TARGETS_FOLDER, TEXT_FOLDER, DatasetConfig
 from .examples import EXAMPLES, draw_example
 from .host import current_host
 from .types import (
@@ -27,6 +25,8 @@ from .types import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..training.caches.cache import Cache
+    from ..training.data.records import TrainingSet
     from ..training.loop.stages import Stages
 
 # Saved workflows hold widgets by place: new ones only at the end.
@@ -207,6 +207,7 @@ class CacheVAELatents:
         reference_cache_dir_vae: str,
         unique_id: str | None = None,
     ) -> tuple[Cache, str]:
+        from ..training.caches.cache import CacheFolders
         from ..training.data.sets import training_set_of
 
         folders = CacheFolders(

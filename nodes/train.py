@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..training.caches.cache import Cache
 from ..training.settings.run import TrainConfig, TrainingOptions
 from ..training.settings.validation import ValidationConfig
 from .host import current_host
@@ -23,6 +22,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from ..training.caches.cache import Cache
     from ..training.loop.stages import Stages
     from ..training.loop.train import RunPlaces, TrainResult
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..training.caches.cache import Cache
 from ..training.errors import ConfigError
 from ..training.settings.option import Option, option_of
 from ..training.settings.validation import ValidationConfig
 
 if TYPE_CHECKING:
+    from ..training.caches.cache import Cache
     from ..training.loop.train import Report
 
 LONGCAT_MODEL = "LONGCAT_MODEL"

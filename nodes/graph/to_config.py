@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ...training.caches.cache import REFERENCES_FOLDER
 from ...training.errors import ConfigError
-from ...training.settings.dataset import DatasetConfig
+from ...training.settings.dataset import REFERENCES_FOLDER, DatasetConfig
 from ...training.settings.model import ModelConfig
 from ...training.settings.run import TrainConfig, TrainingOptions
 from ...training.settings.validation import ValidationConfig

@@ -9,9 +9,6 @@ from typing import ClassVar
 from ..data.records import ClipRecord, Record, TrainingSet
 from ..files import sha256_of_json
 
-TARGETS_FOLDER, REFERENCES_FOLDER, TEXT_FOLDER = "vae/targets", "vae/references", "text"
-"""Defaults, relative to the host's cache folder."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CachedRecord:

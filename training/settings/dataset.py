@@ -17,6 +17,9 @@ from .geometry import (
 from .option import Checked, option
 from .sizes import parse_resolutions
 
+TARGETS_FOLDER, REFERENCES_FOLDER, TEXT_FOLDER = "vae/targets", "vae/references", "text"
+"""Defaults of the cache folders of a dataset, relative to the host's cache folder."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class ClipConfig(Checked):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..caches.cache import REFERENCES_FOLDER, TARGETS_FOLDER
 from ..errors import ConfigError
-from ..settings.dataset import DatasetConfig
+from ..settings.dataset import REFERENCES_FOLDER, TARGETS_FOLDER, DatasetConfig
 from .keys import CLIP_FIELDS, CONFIG_KEYS, DATA_KEYS, VIDEO_KEYS
 from .values import Faults, build, field_values, fill_placeholders, means, nearest, read_values
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..caches.cache import TEXT_FOLDER
 from ..errors import ConfigError
 from ..files import read_json
 from ..loop.check import check_steps
 from ..models.training_data import check_training_data
-from ..settings.dataset import DatasetConfig
+from ..settings.dataset import TEXT_FOLDER, DatasetConfig
 from ..settings.flavours import FLAVOURS, Flavour
 from ..settings.model import ModelConfig, flavour_of
 from ..settings.run import OWN_SHIFT, TrainConfig, TrainingOptions, check_video_shift, given_shift
