@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js test-install faults demo lint format bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install test-floor faults demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -39,6 +39,18 @@ test-js:
 # Some minutes, and downloads: what a ComfyUI user installs can run every shipped workflow.
 test-install: $(INSTALLED)
 	$(BIN)/python -m pytest --quiet -m install tests/install
+
+# The lowest versions that pyproject.toml allows, with everything that uses a library. They have wheels for these Pythons.
+test-floor: .venv-floor/installed
+	OMP_NUM_THREADS=1 .venv-floor/$(notdir $(BIN))/python -m pytest --quiet \
+		--numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile tests/training
+
+.venv-floor/installed: pyproject.toml constraints-floor.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+		echo "The lowest versions need Python 3.11 or 3.12: make test-floor PYTHON=python3.12"; exit 1; }
+	test -x .venv-floor/$(notdir $(BIN))/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/$(notdir $(BIN))/python -m pip install --quiet --disable-pip-version-check -c constraints-floor.txt -e ".[dev]"
+	@touch $@
 
 # Some minutes: shows for each of the known faults which tests notice it.
 faults: $(INSTALLED)
@@ -71,4 +83,4 @@ pictures: demo
 	$(BIN)/python -m comfyui_longcat.tests.twins.showcase demo_output
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache demo_output
+	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache demo_output

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from packaging.version import Version
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
 
@@ -39,6 +40,16 @@ def test_tested_set_pins_every_dependency(repository, project):
     wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
     missing = {_name(entry) for entry in wanted} - {_name(pin) for pin in pins}
     assert not missing
+
+
+def test_floor_set_pins_the_lowest_versions_allowed(repository, project):
+    pins = dict(pin.split("==") for pin in _lines(repository / "constraints-floor.txt"))
+    tested = dict(pin.split("==") for pin in _lines(repository / "constraints.txt"))
+    assert pins.pop("torch") == tested["torch"]
+    floors = {_name(entry): re.search(r">=([\d.]+)", entry)[1] for entry in _lines(repository / "requirements.txt")}
+    assert {_name(pin): Version(version) for pin, version in pins.items()} == {
+        name: Version(floor) for name, floor in floors.items()
+    }
 
 
 def test_every_package_folder_is_declared(repository, project):

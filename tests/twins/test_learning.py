@@ -11,9 +11,10 @@ from comfyui_longcat.training.events import NoCallbacks
 from comfyui_longcat.training.models.image.family import LongCatImageFamily
 from comfyui_longcat.training.models.image.prompt import encode_prompt
 from comfyui_longcat.training.settings.model import ModelConfig
+from comfyui_longcat.training.weights.checkpoint_files import read_config
 from comfyui_longcat.training.weights.components import open_text_encoder
 from comfyui_longcat.training.weights.spec import ModelSpec
-from comfyui_longcat.training.weights.twins import write_twin
+from comfyui_longcat.training.weights.twins import TWINS, write_twin
 
 TOTAL, KEPT = 512, 12
 
@@ -113,6 +114,10 @@ def test_every_stage_runs_from_nothing_and_gives_twins_that_sample(tmp_path):
     image.train_edit(tmp_path, said.append, steps=2, examples=30)
 
     assert record["steps"] == 2
+    written, shipped = (read_config(twins / "image" / "text_encoder" / "config.json") for twins in (tmp_path, TWINS))
+    # transformers 5 reads the first, transformers 4 the others.
+    for name in ("rope_parameters", "rope_scaling", "rope_theta"):
+        assert written["text_config"][name] == shipped["text_config"][name]
     assert any(line.startswith("step 00002/00002 | loss ") for line in said)
     for name in ("tiny", "tiny-edit"):
         with _opened(tmp_path, name) as twin:

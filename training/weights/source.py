@@ -145,7 +145,7 @@ def component_identity(folder: Path, component: str) -> str:
     Raises:
         ModelError: the component is missing or damaged.
     """
-    parts: dict[str, Any] = {"config": read_config(folder / component / "config.json")}
+    parts: dict[str, Any] = {"config": _said_once(read_config(folder / component / "config.json"))}
     for path in weight_files(folder / component):
         read_header(path)
         parts[path.name] = weights_identity(path)
@@ -155,6 +155,17 @@ def component_identity(folder: Path, component: str) -> str:
             if (folder / name).is_dir():
                 parts[name] = _hashes(folder / name)
     return sha256_of_json(parts)
+
+
+def _said_once(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without transformers 4's spelling of the rotary settings, where transformers 5's says the same."""
+    older = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
+    twice = ("rope_theta", "rope_scaling") if older == config.get("rope_parameters") else ()
+    return {
+        name: _said_once(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in twice
+    }
 
 
 def _subfolder(folder: Path, config: ModelConfig, component: str) -> str:

@@ -41,9 +41,13 @@ def write_twin(folder: Path, twins: Path = TWINS) -> None:
 
 
 def is_outdated(folder: Path) -> bool:
-    """Whether `folder` holds a twin of another training; a folder that is no twin of ours is not outdated."""
-    shipped = TWINS / PARTS[folder.name][-1] / MARK
-    try:
-        return (folder / MARK).read_bytes() != shipped.read_bytes()
-    except FileNotFoundError:
+    """Whether `folder` holds a twin of another training, or with other settings; a folder that is no twin of ours is
+    not outdated."""
+    if not (folder / MARK).is_file():
         return False
+    shipped = [(TWINS / part, path) for part in PARTS[folder.name] for path in (TWINS / part).rglob("*.json")]
+    return any(_contents(folder / path.relative_to(part)) != path.read_bytes() for part, path in shipped)
+
+
+def _contents(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

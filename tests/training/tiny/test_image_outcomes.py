@@ -94,6 +94,11 @@ def test_a_written_twin_is_whole_and_known_by_its_weights(tmp_path, name):
     assert recorded == {path: sha256_of_file(TWINS / path) for path in recorded}
     assert {path.partition("/")[0] for path in recorded} == set(PARTS[name])
     assert not is_outdated(folder)
+    config = folder / "text_encoder" / "config.json"
+    settings = config.read_bytes()
+    config.write_bytes(settings[:-1])
+    assert is_outdated(folder)
+    config.write_bytes(settings)
     (folder / MARK).write_text('{"builder": 4}', encoding="utf-8")
     assert is_outdated(folder)
     (folder / MARK).unlink()

@@ -235,6 +235,18 @@ def test_identity_notices_weights_and_settings(model):
     assert len({before, changed, component_identity(model, "vae")}) == 3
 
 
+def test_rotary_settings_in_both_spellings_are_those_in_the_newer_one(model):
+    path = model / "text_encoder" / "config.json"
+    both = json.loads(path.read_text(encoding="utf-8"))["text_config"]
+    newer = {name: value for name, value in both.items() if name not in ("rope_scaling", "rope_theta")}
+    identities = []
+    for text_config in (both, newer, both | {"rope_theta": 1e4}, newer | {"rope_theta": 1e4}):
+        edit_json(path, text_config=text_config)
+        identities.append(component_identity(model, "text_encoder"))
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
+
+
 @pytest.mark.parametrize("file", ["tokenizer/merges.txt", "text_processor/preprocessor_config.json"])
 def test_text_encoders_identity_covers_what_prepares_its_inputs(model, file):
     before = component_identity(model, "text_encoder"), component_identity(model, "vae")

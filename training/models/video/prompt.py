@@ -48,7 +48,8 @@ def encode_prompt(text_encoder: TextEncoder, prompt: str) -> Tensor:
     Raises:
         ModelError: the text encoder is of another kind.
     """
-    kind = text_encoder.model.config.model_type
+    # Of the class: in transformers 4 a Qwen2.5-VL's own config gives the kind of its language model instead.
+    kind = type(text_encoder.model.config).model_type
     if kind not in (UMT5, QWEN):
         raise ModelError(
             f"The text encoder is a {kind}; LongCat-Video reads prompts with {UMT5} (as released) or {QWEN}. Use the"

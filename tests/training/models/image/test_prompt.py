@@ -183,15 +183,15 @@ def test_counts_with_the_released_tokenizer():
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (5, 2), (1, 1)])
-def test_positions_equal_the_librarys_on_attended_tokens(text_encoder, rows, columns):
+def test_positions_equal_the_librarys_on_attended_tokens(text_encoder, typed, rows, columns):
     input_ids, mask = own.build_sequence(text_encoder.tokenizer, "make it red", rows * columns)
     is_image = input_ids == text_encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     ours = own.position_ids(is_image, mask, rows, columns)
     theirs, _ = text_encoder.model.model.get_rope_index(
         input_ids.unsqueeze(0),
-        mm_token_type_ids=is_image.int().unsqueeze(0),
         image_grid_thw=torch.tensor([[1, 2 * rows, 2 * columns]]),
         attention_mask=mask.unsqueeze(0),
+        **typed(is_image.unsqueeze(0)),
     )
     assert ours.shape == theirs.shape == (3, 1, len(input_ids))
     attended = mask.bool()
@@ -213,7 +213,7 @@ def test_embeddings_start_at_vision_start_and_keep_all_slots(text_encoder):
     assert square.shape[1] == 1 + 4 + 1 + 512
 
 
-def test_embeddings_are_the_librarys_last_hidden_state(text_encoder):
+def test_embeddings_are_the_librarys_last_hidden_state(text_encoder, typed):
     prompt, pixels = f"make it red, write {OPEN}", reference()
     inputs = encoder_inputs(text_encoder, prompt, pixels)
     mask = inputs["attention_mask"][0]
@@ -227,9 +227,9 @@ def test_embeddings_are_the_librarys_last_hidden_state(text_encoder):
 
     attended = int(mask.sum()) - len(text_encoder.tokenizer(own.SUFFIX)["input_ids"])
     attended -= inputs["input_ids"][0].tolist().index(text_encoder.tokenizer.convert_tokens_to_ids("<|vision_start|>"))
-    typed = library_states(text_encoder, inputs, mm_token_type_ids=is_image)
-    print(f"library's positions, attended: max difference {(ours - typed)[:attended].abs().max():.2e}")
-    assert (ours - typed)[:attended].abs().max() <= 1e-6
+    theirs = library_states(text_encoder, inputs, **typed(is_image))
+    print(f"library's positions, attended: max difference {(ours - theirs)[:attended].abs().max():.2e}")
+    assert (ours - theirs)[:attended].abs().max() <= 1e-6
 
 
 def test_3d_positions_are_passed_as_the_library_loses_them(text_encoder):

@@ -79,13 +79,13 @@ def test_template_is_the_released_pipelines():
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_positions_equal_the_librarys_on_attended_tokens(text_encoder, prompt):
+def test_positions_equal_the_librarys_on_attended_tokens(text_encoder, typed, prompt):
     input_ids, mask = sequence(text_encoder, prompt)
     ours = own.position_ids(torch.zeros_like(input_ids, dtype=torch.bool), mask, 0, 0)
     theirs, _ = text_encoder.model.model.get_rope_index(
         input_ids.unsqueeze(0),
-        mm_token_type_ids=torch.zeros_like(input_ids).unsqueeze(0),
         attention_mask=mask.unsqueeze(0),
+        **typed(torch.zeros_like(input_ids).unsqueeze(0)),
     )
     attended = mask.bool()
     difference = (ours - theirs)[:, :, attended].abs().max().item()
