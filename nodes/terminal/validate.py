@@ -138,7 +138,7 @@ def _built_in(flavour: Flavour, host: TerminalHost) -> _Subject:
 def _sampling(
     settings: ValidationConfig, subject: _Subject, index: int, run: SimpleTunerRun, frames: int | None
 ) -> Sampling:
-    from ...training.settings.sizes import parse_size
+    from ...training.settings.geometry import parse_size
 
     width, height = parse_size(settings.validation_resolution, "validation_resolution")
     if subject.picture is not None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..settings.dataset import DatasetConfig
-from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_STEP, Size, cut_down
-from ..settings.sizes import parse_resolutions
+from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_STEP, Size, cut_down, parse_resolutions
 
 LARGEST_ASPECT = 2.0
 """Long side over short side of the longest bucket (official: 1408x704); longer pictures are cropped to it."""

@@ -31,9 +31,8 @@ from ..models.flow import video_sigmas
 from ..models.registry import family_of
 from ..sampling.euler import Guidance, ZeroStarGuidance, initial_noise, sample_image, sample_video
 from ..sampling.preview_clips import save_clip, starting_record, strip_of
-from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE
+from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE, parse_size
 from ..settings.model import flavour_of
-from ..settings.sizes import parse_size
 from ..settings.validation import ValidationConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config

@@ -22,10 +22,9 @@ from ..data.records import ClipRecord, Record
 from ..models.registry import family_of
 from ..models.video.transformer import LongCatVideoTransformer3DModel
 from ..settings.flavours import IMAGE_FAMILY, VIDEO_FAMILY
-from ..settings.geometry import PROMPT_SLOTS, latent_frames, latent_sides, picture_tokens
+from ..settings.geometry import PROMPT_SLOTS, latent_frames, latent_sides, parse_size, picture_tokens
 from ..settings.model import QUANTISED_PRECISIONS, ModelConfig
 from ..settings.run import TrainConfig
-from ..settings.sizes import parse_size
 from ..settings.validation import ValidationConfig
 from ..weights.quantisation import linears_to_quantise
 from ..weights.streaming import blocks_of, streamed_blocks

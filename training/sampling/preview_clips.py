@@ -16,8 +16,7 @@ from ..data.media import from_pixels, image_size
 from ..data.records import ClipRecord
 from ..data.video_writer import write_video
 from ..files import replacing
-from ..settings.geometry import Size
-from ..settings.sizes import parse_size
+from ..settings.geometry import Size, parse_size
 from ..settings.validation import ValidationConfig
 
 STRIP_FRAMES = 8

@@ -13,9 +13,9 @@ from .geometry import (
     MOST_FRAMES,
     check_frames,
     check_multiple,
+    parse_resolutions,
 )
 from .option import Checked, option
-from .sizes import parse_resolutions
 
 TARGETS_FOLDER, REFERENCES_FOLDER, TEXT_FOLDER = "vae/targets", "vae/references", "text"
 """Defaults of the cache folders of a dataset, relative to the host's cache folder."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .geometry import FRAME_RULE, FRAME_STEP, MOST_FRAMES, check_frames
+from .geometry import FRAME_RULE, FRAME_STEP, MOST_FRAMES, check_frames, parse_size
 from .option import LARGEST_INT, Checked, option
-from .sizes import parse_size
 
 
 @dataclass(kw_only=True, frozen=True)

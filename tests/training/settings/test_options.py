@@ -11,11 +11,11 @@ from comfyui_longcat.training import settings
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.paths import check_name
 from comfyui_longcat.training.settings.dataset import ClipConfig, DatasetConfig
+from comfyui_longcat.training.settings.geometry import parse_size
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.option import Checked, option_of
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.settings.sampling import SampleConfig, TextToImageConfig, VideoSampleConfig
-from comfyui_longcat.training.settings.sizes import parse_size
 from comfyui_longcat.training.settings.validation import ValidationConfig
 
 # What a choice needs beside it.

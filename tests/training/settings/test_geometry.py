@@ -3,7 +3,7 @@
 import pytest
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
-from comfyui_longcat.training.settings.sizes import parse_resolutions
+from comfyui_longcat.training.settings.geometry import parse_resolutions
 
 
 @pytest.mark.parametrize(
