@@ -6,6 +6,7 @@ those of ITU-T H.273 (CICP), which containers and FFmpeg use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
@@ -279,8 +280,11 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
     """EXIF's way to say so: colour space "uncalibrated" and interoperability index R03 (DCF 2.0)."""
     from PIL import ExifTags, Image
 
-    exif = Image.Image.getexif(image)
-    return exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03" if exif else False
+    # Without it or damaged, nothing is said.
+    with contextlib.suppress(OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        exif = Image.Image.getexif(image)
+        return ExifTags.IFD.Exif in exif and exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    return False
 
 
 def profiled(mode: str, profile: bytes) -> Colours:
