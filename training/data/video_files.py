@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..settings.geometry import Size
 from .colours import Colours, Reading, coded, colours_of, profiled, shown
+from .cropping import Cropping, cropping_of
 from .folder import natural_order
 from .media import as_rgb, formats_by_suffix, image_info, is_picture, on_white, opened, read_image
 
@@ -474,6 +475,7 @@ class _Look:
 
     pixel_aspect: Fraction
     """Width over height of one stored pixel."""
+    cropping: Cropping
     colours: Colours
     reading: Reading
 
@@ -494,12 +496,15 @@ def _look_of(path: Path, frame: av.VideoFrame, stream: Any) -> _Look:
     colours = coded(primaries, transfer)
     if not colours.reading.rule and "ICC_PROFILE" in data:
         colours = profiled("RGB", bytes(data["ICC_PROFILE"]))
+    cropping = cropping_of(path, stream.container.format.name, (frame.width, frame.height))
     more = [
+        *([Reading(rule="cropped", note="cropped as its container says")] if any(cropping) else []),
         *([Reading(rule="alpha", note="transparent: laid on white")] if _is_transparent(frame) else []),
         *([Reading(rule="mirrored")] if _is_mirrored(frame) else []),
     ]
     return _Look(
         pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
+        cropping=cropping,
         colours=colours,
         reading=_joined([colours.reading, *more]),
     )
@@ -521,6 +526,10 @@ def _seen(frame: av.VideoFrame, look: _Look) -> Image.Image:
     from PIL import Image
 
     picture = _stored(frame, round(frame.width * look.pixel_aspect), look.colours)
+    if any(look.cropping):
+        left, top, right, bottom = look.cropping
+        sides = (round(left * look.pixel_aspect), round((frame.width - right) * look.pixel_aspect))
+        picture = picture.crop((sides[0], top, sides[1], frame.height - bottom))
     picture = picture.rotate(frame.rotation if not _is_mirrored(frame) else _turn_of(frame), expand=True)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _is_mirrored(frame) else picture
 
