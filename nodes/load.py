@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LongCatError
 from ..training.events import Callbacks, NoCallbacks
+from ..training.files import state_of
 from ..training.settings.model import ModelConfig
 from ..training.weights.spec import ModelSpec
 from .host import current_host
@@ -64,7 +65,7 @@ class LoadLongCat:
             # The node itself will say so.
             return ""
         paths = (files.transformer, files.vae, files.text_encoder) if files else ()
-        return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
+        return str([[str(path), *state_of(path)] for path in paths])
 
     def load(self, rehearsal: bool = False, unique_id: str | None = None, **settings: Any) -> tuple[Stages]:
         from ..training.loop.stages import RealStages

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LoraFileError
+from ..training.files import state_of
 from ..training.lora.families import LAYOUTS, PORTABLE
 from ..training.paths import check_name
 from ..training.weights.spec import LoraUse
@@ -143,7 +144,7 @@ def _find_lora(name: str, node: str) -> Path | None:
 
 
 def _state_of(path: Path | None) -> str:
-    return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path else ""
+    return str(state_of(path)) if path else ""
 
 
 def _name_of(path: Path) -> str:

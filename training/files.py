@@ -23,6 +23,9 @@ from .errors import LongCatError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SAMPLE = 4096
+"""Bytes at the beginning, in the middle and at the end of a file that its state looks at."""
+
 LARGEST_JSON = 64 << 20
 """Bytes of a JSON file."""
 
@@ -104,6 +107,25 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             save_file(contiguous, temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from error
+
+
+def state_of(path: Path) -> list[str | int]:
+    """What a file looks like from outside: size, times, and a hash of some of its bytes.
+
+    Cheap: shows whether a file may have changed. Size and modification time alone would miss a file that was replaced
+    by one of the same.
+
+    Raises:
+        OSError: it is not there.
+    """
+    state = path.stat()
+    samples = hashlib.sha256()
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for place in (0, max(state.st_size // 2, 0), max(state.st_size - SAMPLE, 0)):
+            file.seek(place)
+            samples.update(file.read(SAMPLE))
+    # On Windows st_ctime is the time of creation, which says nothing here and does no harm.
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, samples.hexdigest()]
 
 
 def write_json(path: Path, value: Any) -> None:

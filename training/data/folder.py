@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import sha256_of_json
+from ..files import sha256_of_json, state_of
 from ..settings.dataset import DatasetConfig
 from .colours import Reading
 from .media import PictureInfo, image_info, is_picture
@@ -22,8 +20,6 @@ NAMES_SHOWN = 10
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 """Lower case."""
 
-SAMPLE = 4096
-"""Bytes at the beginning, in the middle and at the end of a file that a fingerprint looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +119,6 @@ def folder_fingerprint(folder: Path, subfolders: bool = False) -> str:
         return sha256_of_json([])
     paths = folder.rglob("*") if subfolders else folder.iterdir()
     return sha256_of_json(sorted([str(path.relative_to(folder)), *state_of(path)] for path in paths if path.is_file()))
-
-
-def state_of(path: Path) -> list[str | int]:
-    """What a file looks like from outside: size, times, and a hash of some of its bytes."""
-    state = path.stat()
-    samples = hashlib.sha256()
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        for place in (0, max(state.st_size // 2, 0), max(state.st_size - SAMPLE, 0)):
-            file.seek(place)
-            samples.update(file.read(SAMPLE))
-    # On Windows st_ctime is the time of creation, which says nothing here and does no harm.
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, samples.hexdigest()]
 
 
 def name_in(folder: Path, path: Path) -> str:

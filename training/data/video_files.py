@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ..files import state_of
 from ..settings.geometry import Size
 from .colours import Colours, Reading, coded, colours_of, profiled, shown
 from .cropping import Cropping, cropping_of
@@ -158,14 +159,14 @@ def read_frames(path: Path, start: Fraction, folder_fps: Fraction) -> Iterator[T
 def _probed(path: Path) -> tuple[VideoInfo, tuple[Fraction, ...] | None]:
     """What the file is, and the times of its pictures where they cannot be had from each picture alone."""
     try:
-        state = path.stat()
+        state = state_of(path)
     except OSError as error:
         raise DataError(f"{path} is not there (any more). Put it back, or remove its caption.") from error
-    return _probed_once(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return _probed_once(path, *state)
 
 
 @functools.lru_cache(maxsize=4096)
-def _probed_once(path: Path, *_state: int) -> tuple[VideoInfo, tuple[Fraction, ...] | None]:
+def _probed_once(path: Path, *_state: int | str) -> tuple[VideoInfo, tuple[Fraction, ...] | None]:
     return (_probe_animation(path), None) if _is_animation(path) else _probe_container(path)
 
 

@@ -8,6 +8,7 @@ import pytest
 from comfyui_longcat.training.data.folder import folder_fingerprint
 from comfyui_longcat.training.data.sets import pair_datasets
 from comfyui_longcat.training.errors import DataError
+from comfyui_longcat.training.files import state_of
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from PIL import Image
 
@@ -275,3 +276,30 @@ def test_fingerprint_changes_with_the_folder(folders):
     path.rename(path.with_name("b.png"))
     seen.append(folder_fingerprint(folders.targets))
     assert len(set(seen)) == 4
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_noticed(folders):
+    folder = folders.targets / "sub"
+    folder.mkdir()
+    path = folder / "a.bmp"
+    Image.new("RGB", (64, 64), "red").save(path)
+    Image.new("RGB", (64, 64), "blue").save(folders.references / "b.bmp")
+    state, before = path.stat(), folder_fingerprint(folder)
+    outer = folder_fingerprint(folders.targets), folder_fingerprint(folders.targets, subfolders=True)
+    assert folder_fingerprint(folder) == before
+    path.write_bytes((folders.references / "b.bmp").read_bytes())
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+    assert folder_fingerprint(folder) != before
+    assert folder_fingerprint(folders.targets) == outer[0]
+    assert folder_fingerprint(folders.targets, subfolders=True) != outer[1]
+
+
+def test_content_alone_shows_a_replaced_file(folders):
+    """On Windows no time does: ctime is that of creation."""
+    path = folders.targets / "a.bmp"
+    states = []
+    for colour in ("red", "red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(path)
+        states.append(state_of(path)[-1])
+    assert states[0] == states[1] != states[2]
