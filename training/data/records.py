@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..files import sha256_of_json
 from ..settings.dataset import DatasetConfig
 from ..settings.geometry import Size
 from .buckets import VideoBucket, bucket_choices, nearest_bucket
-from .clips import Clip
-from .folder import PictureFolder
-from .video_files import VideoInfo
+
+if TYPE_CHECKING:
+    from .clips import Clip
+    from .folder import PictureFolder
+    from .video_files import VideoInfo
 
 CROP_STEPS = 1000
 """A random crop's place is one of this many, so that it has a short exact name."""

@@ -222,7 +222,8 @@ def _dataset(config: Mapping[str, Any], entry: Mapping[str, Any], role: str, fau
     without = (*without, *(() if role == "video" else OWN_TO_VIDEOS))
     # What the dataset itself says overrides what is said for all of them.
     shared = {key: value for key, value in config.items() if key not in without}
-    values = field_values(DatasetConfig, shared, CONFIG_KEYS, faults)
+    # SimpleTuner reads all sub-folders.
+    values = {"recursive": True} | field_values(DatasetConfig, shared, CONFIG_KEYS, faults)
     values |= field_values(DatasetConfig, entry, DATA_KEYS, faults)
     values["dataset_type"] = role
     if role == "conditioning" or "caption_strategy" in entry and entry["caption_strategy"] is None:

@@ -293,7 +293,9 @@ DATA_KEYS: dict[str, Key] = {
     "only_instance_prompt": _always("Use caption_strategy instanceprompt.", False),
     "prepend_instance_prompt": _always("Captions are used as they are written.", False),
     "minimum_image_size": _SMALL,
-    "disable_multiline_split": _always("A caption file is one caption, with all of its lines.", True, None),
+    "recursive": _field(
+        DatasetConfig, "recursive", "Whether sub-folders are read; SimpleTuner has no such key, and always reads them."
+    ),
     "conditioning": _always(
         "Reference pictures are not made here. Make them first, and name their dataset in conditioning_data.", None
     ),
