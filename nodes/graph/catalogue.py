@@ -34,7 +34,14 @@ EXAMPLE_PROMPT = "a purple circle in the middle on a white background"
 # 8.3 instead of 16.6 GB: the largest part of the model would not fit a 12 or 16 GB card.
 SMALL_CARD = {"base_model_precision": "int8-quanto", "text_encoder_1_precision": "int8-quanto"}
 
-SHARED = {"model_family": "longcat_image", **SMALL_CARD, "train_batch_size": 1, "gradient_checkpointing": True}
+SHARED = {
+    "model_family": "longcat_image",
+    **SMALL_CARD,
+    "train_batch_size": 1,
+    "gradient_checkpointing": True,
+    # The node's own default; files of SimpleTuner mean true.
+    "recursive": False,
+}
 
 EDIT_CONFIG = {
     **SHARED,
