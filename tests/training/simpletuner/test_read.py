@@ -195,6 +195,16 @@ def test_evaluation_set_is_not_trained_on():
     assert read_run(config, datasets).settings == run.settings
 
 
+def test_sub_folders_are_read_as_by_simpletuner():
+    entry = {"id": "a", "instance_data_dir": "p"}
+    for said, expected in (({}, True), ({"recursive": False}, False)):
+        run = read_run({"model_flavour": "final"}, [entry | said])
+        assert run.sets[0].targets.recursive is expected
+        assert run.sets[0].targets.disable_multiline_split is False
+    kept = read_run({"model_flavour": "final"}, [entry | {"disable_multiline_split": True}])
+    assert kept.sets[0].targets.disable_multiline_split is True
+
+
 def test_notes_name_what_has_no_effect():
     run = read_run({"report_to": "wandb"}, [*PAIR, {"id": "x", "instance_data_dir": "/x", "disabled": True}])
     assert any(note.startswith("report_to:") for note in run.notes)
