@@ -21,7 +21,6 @@ SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 """Lower case."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class PictureFolder:
     """The files of a dataset's folder that are not hidden; with `recursive` those of its sub-folders, too."""
