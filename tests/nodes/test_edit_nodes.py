@@ -59,7 +59,7 @@ def test_reference_latents_are_raw_vae_latents(model, reference, conditioning, m
     from comfyui_longcat.training.weights.components import open_vae
 
     positive, _ = conditioning
-    with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
+    with torch.inference_mode(False), torch.no_grad(), open_vae(model.spec, module_host.device(), module_host) as vae:
         pixels = ((reference * 255).round() / 255 * 2 - 1).permute(0, 3, 1, 2)
         expected = vae.encode(pixels.clone()).latent_dist.mode()
     difference = (positive[0][1]["reference_latents"][0] - expected).abs().max().item()
@@ -91,7 +91,7 @@ def test_sample_returns_image_and_raw_latents(model, conditioning, module_host):
     assert 0 <= image.min() and image.max() <= 1 and image.std() > 0.01
     from comfyui_longcat.training.weights.components import open_vae
 
-    with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
+    with torch.inference_mode(False), torch.no_grad(), open_vae(model.spec, module_host.device(), module_host) as vae:
         decoded = vae.decode(latent["samples"]).sample
     difference = (((decoded + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1) - image).abs().max().item()
     print(f"LATENT decoded by the plain VAE against IMAGE: largest difference {difference:.1e}")

@@ -56,7 +56,7 @@ def small_run(model, name: str) -> tuple[list[float], torch.Tensor, Path]:
         )[0]
         for side, (kind, captions) in sides.items()
     }
-    pairs = call("PairDatasets", **datasets)[0]
+    pairs = call("PairDatasets", **datasets)["result"][0]
     cache = call("CacheVAELatents", model=model, pairs=pairs)[0]
     cache = call("LongCatCacheText", model=model, cache=cache)[0]
     trained = call(
@@ -76,17 +76,17 @@ def test_files_compute_what_a_diffusers_folder_of_the_same_weights_computes(file
 
     draw_example_pairs(host.home / "input" / "targets", host.home / "input" / "references", count=2)
     model = load()
-    assert model.files.transformer == files / "transformer" / NAMES["transformer"]
+    assert model.spec.files.transformer == files / "transformer" / NAMES["transformer"]
     losses, image, run = small_run(model, "files")
     recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    assert recorded["model_files"] == {kind: str(path) for kind, path in vars(model.files).items()}
+    assert recorded["model_files"] == {kind: str(path) for kind, path in vars(model.spec.files).items()}
     assert recorded["model_folder"] is None
     assert not [event for event in host.events if isinstance(event, WarningRaised)]
 
     shutil.rmtree(host.cache_dir())
     host.models = (single_file_twins,)
     whole = load()
-    assert whole.files is None
+    assert whole.spec.files is None
     wanted_losses, wanted_image, _ = small_run(whole, "folder")
     # Equal weights lie elsewhere in memory, and matrix products round by alignment.
     difference = (image - wanted_image).abs().max().item()
@@ -110,22 +110,24 @@ def test_what_is_there_is_offered(files):
 
 
 def test_auto_goes_by_flavour_and_prefers_a_folder(files, host, single_file_twins):
-    assert load().files is not None
+    assert load().spec.files is not None
     final = load(model_flavour="final")
-    assert (final.files, final.folder) == (None, None)
-    assert load(pretrained_model_name_or_path="meituan-longcat/LongCat-Image-Edit").files is None
+    assert (final.spec.files, final.spec.folder) == (None, None)
+    assert load(pretrained_model_name_or_path="meituan-longcat/LongCat-Image-Edit").spec.files is None
     chosen = load(model_flavour="final", transformer_file=NAMES["transformer"])
-    assert chosen.files.transformer.name == NAMES["transformer"]
+    assert chosen.spec.files.transformer.name == NAMES["transformer"]
     assert ["looks like flavour edit" in event.message for event in host.events] == [True]
     host.models = (single_file_twins,)
-    assert load().files is None
-    assert load(transformer_file=NAMES["transformer"]).files is not None
+    assert load().spec.files is None
+    assert load(transformer_file=NAMES["transformer"]).spec.files is not None
 
 
 def test_a_transformer_is_named_by_path_too(files, host):
     for name in (NAMES["transformer"], str(files / "transformer" / "mine.safetensors")):
         shutil.copy(files / "transformer" / NAMES["transformer"], files / "transformer" / "mine.safetensors")
-        assert load(pretrained_model_name_or_path=name).files.transformer == files / "transformer" / Path(name).name
+        assert (
+            load(pretrained_model_name_or_path=name).spec.files.transformer == files / "transformer" / Path(name).name
+        )
     outside = host.home / "mine.safetensors"
     outside.touch()
     with pytest.raises(PathError, match="outside the allowed folders"):
@@ -149,7 +151,7 @@ def test_on_a_terminal_the_files_lie_below_the_home_folder(single_file_twins, tm
         tokenizer = models / "text_encoders" / "qwen25_tokenizer"
         assert str(tokenizer) in str(raised.value)
         shutil.copytree(single_file_twins / "files" / "tokenizer", tokenizer)
-        assert load().files.tokenizer == tokenizer
+        assert load().spec.files.tokenizer == tokenizer
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_sample_returns_image_and_raw_latents(model, conditioning, module_host):
     image, latent = sample(model, *conditioning)
     assert image.shape == (1, 80, 96, 3) and image.dtype == torch.float32
     assert 0 <= image.min() and image.max() <= 1 and image.std() > 0.01
-    with torch.inference_mode(False), torch.no_grad(), open_vae(model, module_host.device(), module_host) as vae:
+    with torch.inference_mode(False), torch.no_grad(), open_vae(model.spec, module_host.device(), module_host) as vae:
         decoded = vae.decode(latent["samples"]).sample
     difference = (((decoded + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1) - image).abs().max().item()
     print(f"LATENT decoded by the plain VAE against IMAGE: largest difference {difference:.1e}")

@@ -70,7 +70,7 @@ def test_text_to_video_gives_frames_latents_and_their_speed(model, conditioning)
     assert 0 <= frames.min() and frames.max() <= 1
     assert latent["samples"].shape == (1, 16, 3, 8, 12)
     assert fps == 15.0
-    with open_vae(model, torch.device("cpu"), NoCallbacks()) as vae:
+    with open_vae(model.spec, torch.device("cpu"), NoCallbacks()) as vae:
         decoded = vae.decode(latent["samples"].clone(), return_dict=False)[0]
     shown = ((decoded[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 3, 0)
     torch.testing.assert_close(shown, frames, atol=1e-4, rtol=0)
