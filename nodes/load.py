@@ -86,7 +86,7 @@ def model_spec(config: ModelConfig, callbacks: Callbacks) -> ModelSpec:
         ConfigError, ModelError, PathError: as `choose_model`; or a precision needs a package that is not installed.
     """
     from ..training.weights.choice import choose_model
-    from ..training.weights.quantisation import ensure_available
+    from ..training.weights.precisions import ensure_available
 
     for precision in (config.base_model_precision, config.text_encoder_1_precision):
         ensure_available(precision)

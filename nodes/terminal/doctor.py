@@ -11,7 +11,7 @@ from pathlib import Path
 from ...training.errors import ConfigError
 from ...training.settings.model import BASE_PRECISIONS
 from ...training.weights.devices import choose_dtype
-from ...training.weights.quantisation import ensure_available
+from ...training.weights.precisions import ensure_available
 from .host import TerminalHost
 
 REQUIRED = (

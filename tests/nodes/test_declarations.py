@@ -150,7 +150,7 @@ def test_only_nodes_that_write_or_report_to_the_user_may_end_a_graph() -> None:
 @pytest.mark.parametrize(
     ("node_id", "change", "words"),
     [
-        ("LongCatSampleEdit", {"width": 64}, "64x0"),
+        ("LongCatSampleEdit", {"width": 64}, "64 and height 0"),
         ("EncodeEditPrompt", {"width": 70, "height": 64}, "multiple of 16"),
         ("LongCatSampleT2I", {"width": 1000}, "multiple of 16"),
         ("LongCatSampleT2V", {"num_frames": 92}, "89 or 93"),

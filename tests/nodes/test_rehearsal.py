@@ -177,9 +177,9 @@ def test_of_the_nodes_only_the_one_that_chooses_the_model_knows_of_rehearsals(re
 
 
 def test_a_missing_package_is_a_fault_and_the_twin_does_without(host, data, monkeypatch):
-    from comfyui_longcat.training.weights import quantisation
+    from comfyui_longcat.training.weights import precisions
 
-    monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
+    monkeypatch.setattr(precisions, "_is_installed", lambda module: False)
     model = LoadLongCat().load(
         model_family="longcat_image",
         model_flavour="edit",

@@ -112,8 +112,6 @@ def _small_value(name: str, value: Any, quantised: bool | None) -> Any:
 
 def _keeps(precision: str, quantised: bool | None) -> bool:
     # Quantisation loads torch, and a graph is made small without it.
-    from ..weights.quantisation import ensure_available
-
     if quantised is not None:
         return quantised or precision in ("bf16", "fp32", "no_change")
     try:

@@ -20,7 +20,7 @@ from ..loop.stages import check_kind
 from ..loop.train import RunPlaces, TrainResult
 from ..settings.model import ModelConfig
 from ..settings.run import TrainConfig
-from ..weights.quantisation import ensure_available
+from ..weights.precisions import ensure_available
 from ..weights.spec import LoraUse, ModelSpec
 from .cache import RealData, RehearsedCache
 from .checks import RealRun

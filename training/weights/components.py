@@ -17,7 +17,8 @@ from ..settings.model import QUANTISED_PRECISIONS, ModelConfig, flavour_of
 from . import single_file, video_components
 from .devices import choose_dtype
 from .loading import Finish, fill, from_folder, reading_folder
-from .quantisation import ensure_available, must_compile, quantise
+from .precisions import ensure_available, must_compile
+from .quantisation import quantise
 from .qwen_file import image_processor
 from .source import resolve_folder
 from .spec import ModelSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.cpp_extension import CUDA_HOME
 
 from ..errors import ConfigError
 
@@ -69,4 +68,6 @@ def _lacks_bfloat16(device: torch.device) -> str:
 
 
 def _has_cuda_toolkit() -> bool:
+    from torch.utils.cpp_extension import CUDA_HOME  # imports setuptools
+
     return CUDA_HOME is not None

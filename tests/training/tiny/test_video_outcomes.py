@@ -3,11 +3,8 @@
 The limits leave room below what was measured; see the twin's model card.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
-from comfyui_longcat.tests.twins import video_scores
 from comfyui_longcat.tests.twins.loading import open_twin
 from comfyui_longcat.tests.twins.video_scores import (
     FAMILY,
@@ -25,8 +22,9 @@ from comfyui_longcat.training.tiny.world import choose, looks
 from comfyui_longcat.training.weights.checkpoint_files import weight_files
 from comfyui_longcat.training.weights.spec import ModelSpec
 from comfyui_longcat.training.weights.tensor_file import read_tensor_file
+from comfyui_longcat.training.weights.twins import TWINS
 
-TWIN = Path(video_scores.__file__).parent / "twins" / "tiny-video"
+TWIN = TWINS / "tiny-video"
 CLIPS = 10
 
 

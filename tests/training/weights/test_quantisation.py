@@ -11,7 +11,8 @@ from comfyui_longcat.tests.twins.image_checkpoint import build_transformer
 from comfyui_longcat.training.errors import ConfigError
 from comfyui_longcat.training.lora.inject import inject_lora
 from comfyui_longcat.training.settings.model import QUANTISED_PRECISIONS
-from comfyui_longcat.training.weights.quantisation import ensure_available, must_compile, quantise
+from comfyui_longcat.training.weights.precisions import ensure_available, must_compile
+from comfyui_longcat.training.weights.quantisation import quantise
 from comfyui_longcat.training.weights.streaming import weight_bytes
 
 # Twice the figures of the libraries tried out on a model of this width: quanto's as the relative error to float32,
@@ -147,7 +148,7 @@ def test_unknown_precision_is_refused(transformer):
 def test_missing_package_is_named_before_anything_loads(precision, package):
     code = (
         "import sys\n"
-        "from comfyui_longcat.training.weights.quantisation import ensure_available\n"
+        "from comfyui_longcat.training.weights.precisions import ensure_available\n"
         "sys.path[:] = []\n"
         "sys.path_importer_cache.clear()\n"
         "ensure_available('bf16')\n"
