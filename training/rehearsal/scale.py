@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ..errors import LongCatError
 from ..settings.flavours import FLAVOURS, twin_of
+from ..weights.precisions import ensure_available
 
 T = TypeVar("T")
 
