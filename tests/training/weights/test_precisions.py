@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from comfyui_longcat.training.events import NoCallbacks
@@ -14,6 +15,8 @@ from comfyui_longcat.training.sampling.euler import initial_noise, sample_image
 from comfyui_longcat.training.settings.model import BASE_PRECISIONS
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 from comfyui_longcat.training.weights.spec import LoraUse
+from comfyui_longcat.training.weights.streaming import uses_group_offload
+from packaging.version import Version
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -25,6 +28,11 @@ CONFIG = TrainConfig(
     options=TrainingOptions(lora_target="official", caption_dropout_probability=0.0),
 )
 STREAMED = ({"blocks_to_swap": 3}, {"enable_group_offload": True})
+
+
+def skip_without_card_for_group_offload():
+    if Version(diffusers.__version__) < Version("0.41") and torch.accelerator.current_accelerator() is None:
+        pytest.skip("diffusers before 0.41 offloads groups only where there is a card")
 
 
 def with_settings(spec, **settings):
@@ -82,6 +90,8 @@ def test_streamed_blocks_train_the_same_lora_to_the_bit(trainable, tmp_path, pre
 )
 def test_streamed_blocks_sample_the_same_picture(trainable, precision, settings):
     spec = with_settings(trainable.spec, base_model_precision=precision)
+    if uses_group_offload(with_settings(spec, **settings).config, training=False):
+        skip_without_card_for_group_offload()
     expected = sample(spec, trainable.cache)
     assert torch.equal(sample(with_settings(spec, **settings), trainable.cache), expected)
 
@@ -89,6 +99,7 @@ def test_streamed_blocks_sample_the_same_picture(trainable, precision, settings)
 def test_group_offload_is_diffusers_own_when_sampling(trainable):
     from diffusers.hooks import HookRegistry
 
+    skip_without_card_for_group_offload()
     spec = with_settings(trainable.spec, base_model_precision="bf16", enable_group_offload=True)
     with open_transformer(spec, CPU, NoCallbacks()) as transformer:
         block = transformer.transformer_blocks[0]

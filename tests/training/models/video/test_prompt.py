@@ -1,6 +1,7 @@
 """Prompts of LongCat-Video: cleaned, read by either text encoder, and always with all slots."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from comfyui_longcat.training.models.video.prompt import (
     fill_slots,
 )
 from comfyui_longcat.training.settings.geometry import PROMPT_SLOTS
+from transformers import CLIPTextConfig
 
 FAMILY = LongCatVideoFamily()
 CHINESE = "\u7ea2\u8272\u5706\u5f62\u5411\u4e0a\u79fb\u52a8"
@@ -130,12 +132,9 @@ def test_control_tokens_of_qwen_are_plain_text(encoders, tmp_path):
 
 
 def test_another_text_encoder_is_refused():
-    class Model:
-        class config:  # noqa: N801
-            model_type = "clip_text_model"
-
+    model = SimpleNamespace(config=CLIPTextConfig())
     with pytest.raises(ModelError, match="clip_text_model; .* umt5 .* qwen2_5_vl"):
-        encode_prompt(TextEncoder(model=Model(), tokenizer=None, image_processor=None), PROMPT)
+        encode_prompt(TextEncoder(model=model, tokenizer=None, image_processor=None), PROMPT)
 
 
 def test_embeddings_of_any_length_get_all_slots():
