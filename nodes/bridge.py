@@ -193,7 +193,7 @@ class ComfyCallbacks:
         return self._stopped
 
     def announce_end(self, state: str, message: str) -> None:
-        """Tells the chart that the run did not finish; nothing before a run has started."""
+        """Reports to the chart that the run did not finish; nothing before a run has started."""
         if self._run is not None:
             self._announce(state, message)
 

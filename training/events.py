@@ -1,4 +1,4 @@
-"""What long stages tell the outside, as typed events, and how the outside tells them to stop."""
+"""What long stages report to the outside, as typed events, and how the outside asks them to stop."""
 
 from __future__ import annotations
 

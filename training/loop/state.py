@@ -49,7 +49,7 @@ class TrainState:
     saved_step: int = 0
     """Step of the newest checkpoint."""
     losses: list[float] = field(default_factory=list)
-    """One a step."""
+    """One per step."""
 
     @property
     def batches_done(self) -> int:

@@ -56,7 +56,7 @@ class Report(Protocol):
 class TrainResult:
     lora: Path
     losses: tuple[float, ...]
-    """One a step."""
+    """One per step."""
     folder: Path
     """The run's."""
     samples: tuple[Path, ...]

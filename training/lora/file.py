@@ -29,7 +29,7 @@ from .regroup import LoraWeights
 from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings
 
 METADATA_KEY = "longcat"
-"""One entry for all settings: safetensors writes several in random order, and equal LoRAs shall be equal files."""
+"""One entry for all settings: safetensors writes several in random order, and equal LoRAs must be equal files."""
 
 
 def save_lora(path: Path, transformer: nn.Module, metadata: Mapping[str, str]) -> None:

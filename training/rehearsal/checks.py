@@ -201,7 +201,7 @@ def _look_for_model(needs: Needs, run: RealRun, found: Findings) -> Path | None:
     """Says where the model is; the folder that it would be downloaded into, if it would."""
     model = run.model
     if run.model_faults:
-        # Which folder or file is meant is not settled before these are mended.
+        # Which folder or file is meant is not settled before these are fixed.
         return None
     if model.files is not None:
         found.attempt(check_files, model.files)

@@ -17,7 +17,7 @@ from ..weights.spec import ModelSpec
 from .cache import RealData
 
 ENLARGED = 1.05
-"""A picture that is stretched by more is told."""
+"""A picture that is stretched by more is reported."""
 
 OTHER_ASPECT = 1.02
 """Between the aspects of a target and its reference; more than that, and the crop shows another part."""

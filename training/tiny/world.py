@@ -97,7 +97,7 @@ def looks(held_out: bool | None = None) -> list[Look]:
 
 
 def choose(options: list, count: int, generator: Generator) -> list:
-    """`count` of `options`, each drawn anew."""
+    """`count` of `options`, each drawn independently."""
     return [options[place] for place in torch.randint(len(options), (count,), generator=generator).tolist()]
 
 
