@@ -31,11 +31,11 @@ def main() -> None:
     for path in map(Path, sys.argv[1:]):
         graph = json.loads(path.read_text(encoding="utf-8"))
         (choice,) = (node["inputs"] for node in graph.values() if node["class_type"] == "LoadLongCat")
-        (model,) = LoadLongCat().load(**choice)
-        precisions = (model.config.base_model_precision, model.config.text_encoder_1_precision)
+        config = LoadLongCat().load(**choice)[0].spec.config
+        precisions = (config.base_model_precision, config.text_encoder_1_precision)
         for precision in set(precisions) & set(QUANTISED_PRECISIONS):
             store(precision)
-        print(path.stem, model.config.model_family, model.config.model_flavour, *precisions)
+        print(path.stem, config.model_family, config.model_flavour, *precisions)
 
 
 if __name__ == "__main__":
