@@ -46,5 +46,9 @@ class PreviewError(LongCatError):
     """A validation picture could not be made; what had been trained is saved."""
 
 
+class NonFiniteError(LongCatError):
+    """NaN or infinity in a trained adapter, or in what was sampled; nothing of it was written or shown."""
+
+
 class StoppedByUserError(LongCatError):
     """The user asked to stop; raised after everything has been saved."""

@@ -114,9 +114,9 @@ def _long_captions(records: Sequence[Record], model: ModelSpec, tokenizer_folder
 def _counter(model: ModelSpec, folder: Path | None) -> Callable[[str], int]:
     if folder is None:
         return _guessed_tokens
-    from transformers import AutoTokenizer
+    from ..weights.loading import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     if model.config.model_family == IMAGE_FAMILY:
         return lambda caption: len(whole_prompt(tokenizer, caption))
     return lambda caption: len(tokenizer(clean_prompt(caption), verbose=False)["input_ids"])

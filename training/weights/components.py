@@ -15,8 +15,9 @@ from ..events import Callbacks, StageProgress, WarningRaised
 from ..models.contract import TextEncoder
 from ..settings.model import QUANTISED_PRECISIONS, ModelConfig, flavour_of
 from . import single_file, video_components
+from .checkpoint_files import check_component
 from .devices import choose_dtype
-from .loading import Finish, fill, from_folder, reading_folder
+from .loading import Finish, fill, from_folder, load_tokenizer, misfit, reading, reading_folder
 from .precisions import ensure_available, must_compile
 from .quantisation import quantise
 from .qwen_file import image_processor
@@ -81,7 +82,7 @@ def open_text_encoder(spec: ModelSpec, device: torch.device, callbacks: Callback
     with _in_memory("text encoder", load, device, callbacks) as model:
         text_encoder = TextEncoder(
             model=model,
-            tokenizer=_tokenizer(files.tokenizer if files else folder / "tokenizer"),
+            tokenizer=_tokenizer_of(model, files.tokenizer if files else folder / "tokenizer"),
             image_processor=image_processor(None if files else folder / "text_processor") if sees else None,
         )
         del model
@@ -238,14 +239,18 @@ def _empty_cache(device: torch.device) -> None:
 def _transformer_from_folder(folder: Path, dtype: torch.dtype, finish: Finish) -> nn.Module:
     from diffusers import LongCatImageTransformer2DModel
 
-    with torch.device("meta"):
+    check_component(folder)
+    with reading(folder), torch.device("meta"):
         model = LongCatImageTransformer2DModel.from_config(LongCatImageTransformer2DModel.load_config(folder))
     with reading_folder(folder, dtype) as (names, read):
         fill(model, names, read, finish, folder)
     return model
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def _tokenizer_of(model: Any, folder: Path) -> Any:
+    """The tokenizer in `folder`, checked against its text encoder, which would fail over the first token too many."""
+    tokenizer = load_tokenizer(folder)
+    words, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=-1)
+    if highest < 0 or highest >= words:
+        raise misfit(folder, f"its tokens go up to number {highest}, its text encoder has {words} (from number 0)")
+    return tokenizer

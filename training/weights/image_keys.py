@@ -118,7 +118,7 @@ def recognise(shapes: Shapes, origin: Path | str) -> TransformerKeys:
     if wanted != set(names):
         missing, extra = sorted(wanted - set(names)), sorted(set(names) - wanted)
         faults = ((missing, "missing"), (extra, "unknown"))
-        shown = "; ".join(f"{len(some)} {word}, such as {some[0]}" for some, word in faults if some)
+        shown = "; ".join(f"{len(some)} {word}, such as {some[0][:100]}" for some, word in faults if some)
         raise _refusal(origin, names, f" ({shown})")
     own_shapes = {name: tuple(shapes[in_file]) for name, in_file in names.items()}
     return TransformerKeys(
@@ -184,8 +184,8 @@ def _own_name(name: str) -> str:
 
 
 def _depth(names: Mapping[str, str], blocks: str) -> int:
-    numbers = [int(found[1]) for name in names if (found := re.match(rf"{blocks}\.(\d+)\.", name))]
-    return max(numbers, default=-1) + 1
+    """Blocks that some name is of; a number left out shows later, as missing tensors."""
+    return len({found[1] for name in names if (found := re.match(rf"{blocks}\.(\d+)\.", name))})
 
 
 def _modules(depths: tuple[int, int]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -214,10 +214,16 @@ def _config(layout: str, depths: tuple[int, int], shapes: Shapes, origin: Path |
         if native
         else ("x_embedder", "context_embedder", "transformer_blocks.0.attn.norm_q")
     )
-    width, in_channels = shapes[f"{image_in}.weight"]
-    joint_width = shapes[f"{text_in}.weight"][1]
-    head_dim = shapes[f"{norm}.weight"][0]
-    if head_dim not in AXES_DIMS_ROPE or width % head_dim:
+    try:
+        width, in_channels = shapes[f"{image_in}.weight"]
+        _, joint_width = shapes[f"{text_in}.weight"]
+        (head_dim,) = shapes[f"{norm}.weight"]
+    except ValueError as error:
+        raise ModelError(
+            f"{origin} has tensors of other shapes than a LongCat-Image transformer ({error}). Copy or download it"
+            " again."
+        ) from error
+    if head_dim not in AXES_DIMS_ROPE or not width or width % head_dim:
         raise ModelError(
             f"{origin} has attention heads of {head_dim} in a width of {width}; single files of LongCat-Image have"
             f" heads of {', '.join(map(str, AXES_DIMS_ROPE))} that divide the width. Use a diffusers folder, whose"

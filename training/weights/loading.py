@@ -1,14 +1,17 @@
-"""Filling models with weights: as a whole, or block after block, so that one block at most is unquantised in memory."""
+"""Filling models with weights: as a whole, or block after block, so that one block at most is unquantised in memory.
+
+What other libraries raise over a damaged file or folder leaves this room as a ModelError.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import ModelError
-from .checkpoint_files import weight_files
+from ..errors import LongCatError, ModelError
+from .checkpoint_files import check_component, open_weights, weight_files
 from .streaming import blocks_of, return_freed_memory
 
 if TYPE_CHECKING:
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 
 Model = TypeVar("Model")
+
+LONGEST_REASON = 400
+"""Characters of a library's message that are passed on; torch lists every tensor, each on a line of its own."""
 
 
 class Finish(Protocol):
@@ -44,13 +50,13 @@ def fill(
     there = [name for name in names if name in shapes]
     missing = sorted(shapes.keys() - set(there))
     if missing:
-        raise _misfit(source, f"{len(missing)} of the model's weights are missing, for example {missing[0]}")
+        raise misfit(source, f"{len(missing)} of the model's weights are missing, for example {missing[0]}")
     blocks = blocks_of(model)
     for part, inside in _by_part(there, blocks).items():
         weights = {name: read(name) for name in inside}
         for name, tensor in weights.items():
             if tuple(tensor.shape) != shapes[name]:
-                raise _misfit(source, f"{name} is {list(tensor.shape)} there and {list(shapes[name])} in the model")
+                raise misfit(source, f"{name} is {list(tensor.shape)} there and {list(shapes[name])} in the model")
         module = model.get_submodule(part)
         module.load_state_dict({name.removeprefix(f"{part}."): t for name, t in weights.items()}, assign=True)
         del weights
@@ -66,13 +72,8 @@ def reading_folder(component: Path, dtype: torch.dtype) -> Iterator[tuple[list[s
     Raises:
         ModelError: a file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
     with contextlib.ExitStack() as stack:
-        try:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in weight_files(component)]
-        except (OSError, SafetensorError) as error:
-            raise _misfit(component, str(error)) from error
+        files = [stack.enter_context(open_weights(path)) for path in weight_files(component)]
         file_of = {name: file for file in files for name in file.keys()}
         yield list(file_of), lambda name: file_of[name].get_tensor(name).to(dtype, copy=True)
 
@@ -87,29 +88,48 @@ def _by_part(names: Iterable[str], blocks: Iterable[str]) -> dict[str, list[str]
     return parts
 
 
-def _misfit(source: Path, reason: str) -> ModelError:
+def misfit(source: Path, reason: str) -> ModelError:
+    """The error for weights and settings that cannot be of one model."""
+    short = " ".join(reason.split())[:LONGEST_REASON].rstrip(".")
     return ModelError(
-        f"{source} does not fit together: {reason}. It is damaged or of another version: copy or download it again."
+        f"{source} does not fit together: {short}. It is damaged or of another version: copy or download it again."
     )
+
+
+@contextlib.contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Inside the block, a library makes a model, tokenizer or processor of what `source` says.
+
+    Raises:
+        ModelError: whatever the library raised: over damaged files it is anything, and tokenizers raise Exception.
+    """
+    import torch
+
+    try:
+        yield
+    except (LongCatError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):  # torch's on the CPU, a RuntimeError: nothing is wrong with the files
+            raise
+        raise misfit(source, f"{type(error).__name__}: {error}") from error
 
 
 def from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     """A diffusers or transformers model, on the CPU.
 
     Raises:
-        ModelError: damaged, of another version, or some of its weights are missing.
+        ModelError: damaged, of another version, some of its weights are missing, or it asks for code of its own.
     """
-    from safetensors import SafetensorError
+    from diffusers import ModelMixin
 
-    try:
+    check_component(folder)
+    # diffusers knows no such choice: its classes never run a folder's code.
+    trust = {} if issubclass(model_class, ModelMixin) else {"trust_remote_code": False}
+    with reading(folder):
         model, report = model_class.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **trust
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder} could not be loaded: {error}. Its files are damaged or of another version: copy or download the"
-            " model again."
-        ) from error
     # The libraries fill what is missing with random numbers without an error.
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
@@ -118,3 +138,16 @@ def from_folder(model_class: type[Model], folder: Path, dtype: torch.dtype) -> M
             " model than its config.json: copy or download the model again."
         )
     return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`.
+
+    Raises:
+        ModelError: damaged, or it asks for code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    check_component(folder)
+    with reading(folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

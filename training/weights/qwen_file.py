@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from .checkpoint_files import check_component
+from .loading import misfit, reading
 from .tensor_file import Shapes, what_it_holds
 
 NEWER_NAMES = (
@@ -100,6 +102,13 @@ def text_encoder_config(names: Mapping[str, str], shapes: Shapes, path: Path) ->
             " such as qwen_2.5_vl_7b.safetensors or qwen_2.5_vl_7b_fp8_scaled.safetensors."
         )
     size = {part: shapes[names[name]] for part, name in PARTS.items()}
+    for part, shape in size.items():
+        if len(shape) != (1 if part == "key bias" else 2):
+            raise misfit(path, f"{PARTS[part]} is {list(shape)}")
+    heads = {"query": HEAD_DIM, "key": HEAD_DIM, "vision": VISION_HEAD_DIM}
+    for part, rows in heads.items():
+        if not size[part][0] or size[part][0] % rows:
+            raise misfit(path, f"{PARTS[part]} has {size[part][0]} rows, which are no heads of {rows}")
     language_layers, vision_layers = _depth(names, r"model\.layers"), _depth(names, r"visual\.blocks")
     vision_width = size["vision"][0]
     # Prompt embeddings never pass the head: where the file has none, the word embedding stands in, at no cost.
@@ -137,10 +146,13 @@ def image_processor(folder: Path | None = None) -> Any:
     name = "Qwen2VLImageProcessorPil"
     processor_class = getattr(transformers, name if hasattr(transformers, name) else "Qwen2VLImageProcessor")
     if folder is not None:
-        return processor_class.from_pretrained(folder, local_files_only=True)
+        check_component(folder)
+        with reading(folder):
+            return processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return processor_class(**{name: value for name, value in IMAGE_PROCESSOR.items() if name != "image_processor_type"})
 
 
 def _depth(names: Mapping[str, str], blocks: str) -> int:
-    numbers = [int(found[1]) for name in names if (found := re.match(rf"{blocks}\.(\d+)\.", name))]
+    # The largest Qwen2.5-VL has 80; a damaged name must not ask for a million.
+    numbers = [int(found[1]) for name in names if (found := re.match(rf"{blocks}\.([0-9]{{1,2}})\.", name))]
     return max(numbers, default=-1) + 1

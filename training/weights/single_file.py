@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..files import write_safetensors
 from ..settings.geometry import LATENTS_PER_TOKEN
 from . import image_keys, qwen_file, vae_file
-from .loading import Finish, fill
+from .loading import Finish, fill, misfit, reading
 from .tensor_file import Shapes, TensorFile, read_tensor_file, what_it_holds
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ KNOWN_NAMES: tuple[tuple[str, Kind, str | None], ...] = (
 
 TOKENIZER_IN_COMFYUI = Path("comfy", "text_encoders", "qwen25_tokenizer")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
-
-LONGEST_REASON = 400
-"""Characters of a library's message that are passed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,7 @@ def load_transformer(path: Path, dtype: torch.dtype, finish: Finish | None = Non
 
     file = read_tensor_file(path)
     keys = image_keys.recognise(file.shapes, path)
-    with torch.device("meta"):
+    with reading(path), torch.device("meta"):
         model = LongCatImageTransformer2DModel(**keys.config)
     recipes = image_keys.plan(keys, image_keys.DIFFUSERS)
     with file.reading() as read:
@@ -108,13 +105,15 @@ def load_vae(path: Path) -> nn.Module:
     file = read_tensor_file(path)
     config = vae_file.vae_config(file.shapes, path)
     layout = vae_file.vae_layout(file.shapes)
-    with torch.device("meta"):
+    with reading(path), torch.device("meta"):
         model = AutoencoderKL(**config)
     with file.reading() as read:
         weights = {
             name: _copy(read(in_file), torch.float32) for name, in_file in vae_file.vae_names(file.shapes).items()
         }
-    return _filled(model, vae_file.to_diffusers(weights, layout, config), path)
+    with reading(path):
+        model.load_state_dict(vae_file.to_diffusers(weights, layout, config), strict=True, assign=True)
+    return model.eval()
 
 
 def load_text_encoder(path: Path, dtype: torch.dtype) -> nn.Module:
@@ -132,16 +131,19 @@ def load_text_encoder(path: Path, dtype: torch.dtype) -> nn.Module:
     config = qwen_file.text_encoder_config(names, file.shapes, path)
     with file.reading() as read:
         weights = {name: _copy(read(in_file), dtype) for name, in_file in names.items()}
-    try:
+    with reading(path):
         # Given a state dict, transformers translates the names, makes the buffers, and keeps our tensors.
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            None, config=Qwen2_5_VLConfig(**config), state_dict=weights, dtype=dtype, output_loading_info=True
+            None,
+            config=Qwen2_5_VLConfig(**config),
+            state_dict=weights,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except RuntimeError as error:
-        raise _misfit(path, str(error)) from error
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
-        raise _misfit(path, f"{len(missing)} tensors are missing or of another shape, such as {missing[0]}")
+        raise misfit(path, f"{len(missing)} tensors are missing or of another shape, such as {missing[0]}")
     return model.eval()
 
 
@@ -235,20 +237,6 @@ def _recognised(shapes: Shapes, path: Path) -> tuple[Kind, str, dict[str, Any]]:
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In memory of its own, so that the file can be replaced or unplugged while the model is in use."""
     return tensor.to(dtype, copy=True)
-
-
-def _filled(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    try:
-        model.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        raise _misfit(path, str(error)) from error
-    return model.eval()
-
-
-def _misfit(path: Path, reason: str) -> ModelError:
-    # torch lists every tensor, each on a line of its own.
-    short = " ".join(reason.split())[:LONGEST_REASON]
-    return ModelError(f"{path} does not fit together: {short}. It is damaged or of another version: download it again.")
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,15 @@ from ..files import sha256_of_file, sha256_of_json
 from ..settings.flavours import Flavour, released_repo_id
 from ..settings.geometry import LATENTS_PER_TOKEN
 from ..settings.model import ModelConfig, flavour_of
-from .checkpoint_files import read_config, read_header, weight_files, weights_identity
+from .checkpoint_files import (
+    check_component,
+    class_name,
+    read_config,
+    read_header,
+    text_setting,
+    weight_files,
+    weights_identity,
+)
 from .spec import ModelFiles, ModelSpec
 
 CLASSES = {
@@ -75,9 +83,11 @@ def check_folder(folder: Path, config: ModelConfig) -> None:
     _check_pipeline(folder, config)
     configs = {component: read_config(folder / component / "config.json") for component in CLASSES}
     for component, wanted in CLASSES.items():
-        found = _class_name(configs[component])
+        found = class_name(configs[component])
         if found != wanted:
             raise ModelError(f"{folder / component} holds a {found}; {config.model_family} needs a {wanted} there.")
+    for part in (*CLASSES, *PREPROCESSING):
+        check_component(folder / part)
     _check_widths(folder, configs)
     for name, files in PREPROCESSING.items():
         if not any((folder / name / file).is_file() for file in files):
@@ -159,7 +169,8 @@ def component_identity(folder: Path, component: str) -> str:
 
 def _said_once(config: dict[str, Any]) -> dict[str, Any]:
     """`config` without transformers 4's spelling of the rotary settings, where transformers 5's says the same."""
-    older = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
+    scaling = config.get("rope_scaling")
+    older = {"rope_theta": config.get("rope_theta"), **(scaling if isinstance(scaling, dict) else {})}
     twice = ("rope_theta", "rope_scaling") if older == config.get("rope_parameters") else ()
     return {
         name: _said_once(value) if isinstance(value, dict) else value
@@ -221,7 +232,7 @@ def _refuse_foreign(folder: Path, flavour: Flavour) -> None:
 def _check_pipeline(folder: Path, config: ModelConfig) -> None:
     wanted = flavour_of(config).pipeline
     index = folder / "model_index.json"
-    found = _class_name(read_config(index)) if index.is_file() else None
+    found = class_name(read_config(index)) if index.is_file() else None
     if found == wanted:
         return
     there = f"a {found}" if found else f"no model_index.json, but {_contents(folder)}"
@@ -237,37 +248,33 @@ def _contents(folder: Path) -> str:
     classes = set()
     for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")})[:20]:
         try:
-            classes.add(f"{_class_name(read_config(path))} in {path.relative_to(folder)}")
+            classes.add(f"{class_name(read_config(path))} in {path.relative_to(folder)}")
         except ModelError:
             continue
     names = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
     return ", ".join(sorted(classes)) or ", ".join(names) or "nothing"
 
 
-def _class_name(config: dict[str, Any]) -> str:
-    """diffusers writes `_class_name`, transformers a list `architectures`."""
-    architectures = config.get("architectures")
-    name = config.get("_class_name") or (
-        architectures[0] if isinstance(architectures, list) and architectures else None
-    )
-    return str(name or config.get("model_type") or "model of no known class")
-
-
 def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    text = configs["text_encoder"]
-    # transformers 4 wrote the language model's settings at the top of Qwen2.5-VL's config, 5 writes them apart.
-    text_width = (text.get("text_config") or text).get("hidden_size", text.get("hidden_size"))
+    width = text_setting(configs["text_encoder"], "hidden_size")
     joint_width = configs["transformer"].get("joint_attention_dim")
-    if text_width != joint_width:
+    if type(width) is not int or width != joint_width:
         raise ModelError(
-            f"{folder}: the text encoder is {text_width} wide, the transformer takes {joint_width}. These parts are of"
-            " different models: copy or download the folder again."
+            f"{folder}: the text encoder is {str(width)[:40]} wide, the transformer takes {str(joint_width)[:40]}."
+            " These parts are of different models: copy or download the folder again."
         )
     latent_channels = configs["vae"].get("latent_channels")
     in_channels = configs["transformer"].get("in_channels")
-    if not isinstance(latent_channels, int) or in_channels != LATENTS_PER_TOKEN * latent_channels:
+    if type(latent_channels) is not int or in_channels != LATENTS_PER_TOKEN * latent_channels:
         raise ModelError(
-            f"{folder}: the VAE has {latent_channels} latent channels, the transformer takes {in_channels}"
-            f" ({LATENTS_PER_TOKEN} times as many are needed). These parts are of different models: copy or download"
-            " the folder again."
+            f"{folder}: the VAE has {str(latent_channels)[:40]} latent channels, the transformer takes"
+            f" {str(in_channels)[:40]} ({LATENTS_PER_TOKEN} times as many are needed). These parts are of different"
+            " models: copy or download the folder again."
         )
+    for name in ("scaling_factor", "shift_factor"):
+        value = configs["vae"].get(name)
+        if type(value) not in (int, float) or (name == "scaling_factor" and value == 0):
+            raise ModelError(
+                f"{folder / 'vae' / 'config.json'} has {name} {str(value)[:40]}; it must be a number, as latents are"
+                " scaled by it. Copy or download the folder again."
+            )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..settings.model import ModelConfig
 
 
@@ -14,6 +16,14 @@ class LoraUse:
 
     path: Path
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: the strength is NaN or infinite.
+        """
+        if not math.isfinite(self.strength):
+            raise ConfigError(f"strength (Load LongCat LoRA) is {self.strength}; it must be a number. Usual is 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

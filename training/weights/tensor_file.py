@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .checkpoint_files import read_header
+from .checkpoint_files import FLOATS, open_weights, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,7 @@ WEIGHT_SCALES = (".weight_scale", ".scale_weight")
 MARKERS = ("scaled_fp8", ".comfy_quant", ".input_scale", ".scale_input")
 """Tensors that say how to compute fast; the weights themselves do not depend on them."""
 
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-FP8 = FLOATS[-2:]
+FP8 = ("F8_E4M3", "F8_E5M2")
 
 MODEL_MARKS = (
     (".lora_", "a LoRA"),
@@ -80,10 +79,11 @@ class TensorFile:
         """Yields a function from a tensor's name to the tensor, dequantised to float32 where it has a scale.
 
         Others come as they are stored and may share memory with the file: copy what outlives the block.
-        """
-        from safetensors import safe_open
 
-        with safe_open(self.path, framework="pt", device="cpu") as file:
+        Raises:
+            ModelError: the file is not as it was when its header was read.
+        """
+        with open_weights(self.path) as file:
             # The parts of a fused weight are asked for one after another.
             @functools.lru_cache(maxsize=1)
             def read(name: str) -> Tensor:
@@ -111,10 +111,10 @@ def read_tensor_file(path: Path) -> TensorFile:
     scales = _scales(path, shapes, dtypes)
     aside = {*scales.values(), *(name for name in shapes if name.endswith(MARKERS))}
     names = [name for name in shapes if name not in aside]
-    unread = sorted({dtypes[name] for name in names} - set(FLOATS))
+    unread = sorted({dtypes[name][:20] for name in names} - set(FLOATS))
     if unread or not names:
         raise ModelError(
-            f"{path} holds {'tensors of type ' + ', '.join(unread) if unread else 'no weights'}; read are"
+            f"{path} holds {'tensors of type ' + ', '.join(unread[:5]) if unread else 'no weights'}; read are"
             f" {', '.join(FLOATS)}. Choose a bf16 or fp8_scaled file of the model."
         )
     return TensorFile(
@@ -131,7 +131,7 @@ def what_it_holds(names: Iterable[str]) -> str:
     for mark, model in MODEL_MARKS:
         if any(mark in f".{name}" for name in known):
             return model
-    return f"tensors such as {', '.join(known[:3])}"
+    return f"tensors such as {', '.join(name[:100] for name in known[:3])}"
 
 
 def _scales(path: Path, shapes: Shapes, dtypes: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from .loading import misfit
 from .tensor_file import Shapes, what_it_holds
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ DIFFUSERS = "diffusers"
 PREFIXES = ("first_stage_model.", "vae.")
 
 RESNETS = {
-    ORIGINAL: r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight",
-    DIFFUSERS: r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight",
+    ORIGINAL: r"encoder\.down\.(\d)\.block\.(\d)\.conv1\.weight",
+    DIFFUSERS: r"encoder\.down_blocks\.(\d)\.resnets\.(\d)\.conv1\.weight",
 }
 
 LATENT_CHANNELS = 16
@@ -58,14 +59,19 @@ def vae_config(shapes: Shapes, path: Path) -> dict[str, Any]:
     ends = ("encoder.conv_in.weight", "decoder.conv_in.weight")
     if layout is None or any(end not in names for end in ends):
         raise _refusal(path, what_it_holds(shapes))
-    latent_channels = shapes[names["decoder.conv_in.weight"]][1]
+    end_shapes = [shapes[names[end]] for end in ends]
+    if any(len(shape) != 4 for shape in end_shapes):
+        raise misfit(path, f"{' and '.join(ends)} are {' and '.join(str(list(shape)) for shape in end_shapes)}")
+    latent_channels = end_shapes[1][1]
     if latent_channels != LATENT_CHANNELS or "quant_conv.weight" in names:
         raise _refusal(path, f"a VAE with {latent_channels} latent channels of another model family")
     resnets = [found for name in names if (found := re.fullmatch(RESNETS[layout], name))]
+    if any(len(shapes[names[found[0]]]) != 4 for found in resnets):
+        raise misfit(path, "its convolutions have other shapes than those of pictures")
     widths = {int(found[1]): shapes[names[found[0]]][0] for found in resnets}
     return {
-        "in_channels": shapes[names["encoder.conv_in.weight"]][1],
-        "out_channels": shapes[names["encoder.conv_in.weight"]][1],
+        "in_channels": end_shapes[0][1],
+        "out_channels": end_shapes[0][1],
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
         "block_out_channels": [width for _, width in sorted(widths.items())],

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..models.contract import QWEN, UMT5
-from .checkpoint_files import read_config, read_header, weight_files
-from .loading import Finish, fill, from_folder, reading_folder
+from .checkpoint_files import check_component, class_name, read_config, read_header, text_setting, weight_files
+from .loading import Finish, fill, from_folder, reading, reading_folder
 from .tensor_file import read_tensor_file
 from .video_keys import VideoKeys, assemble, recognise
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 TRANSFORMER_FOLDERS = ("dit", "transformer")
 
-SETTINGS = ("mlp_ratio", "text_tokens_zero_pad")
-"""Entries of the transformer's config.json that do not follow from its tensors."""
+SETTINGS = {"mlp_ratio": (int, float), "text_tokens_zero_pad": (bool,)}
+"""Entries of the transformer's config.json that do not follow from its tensors, and the types they may have."""
 
 CLASSES = {
     "vae": ("AutoencoderKLWan",),
@@ -44,12 +44,14 @@ def check_folder(folder: Path) -> None:
     path = transformer_folder(folder)
     configs = {part: read_config(folder / part / "config.json") for part in CLASSES}
     for part, wanted in CLASSES.items():
-        found = _class_name(configs[part])
+        found = class_name(configs[part])
         if found not in wanted:
             raise ModelError(
                 f"{folder / part} holds a {found}; longcat_video needs a {' or '.join(wanted)} there. Choose a folder"
                 " of LongCat-Video (such as meituan-longcat/LongCat-Video), or another model_family."
             )
+    for part in (path.name, *CLASSES, "tokenizer"):
+        check_component(folder / part)
     _check_widths(folder, configs, path, _transformer_config(path, _transformer_keys(path)))
     if not (folder / "tokenizer" / "tokenizer_config.json").is_file():
         raise ModelError(
@@ -78,11 +80,9 @@ def transformer_config(folder: Path) -> dict[str, Any]:
 
 def text_width(config: dict[str, Any]) -> int | None:
     """Width of a text encoder's embeddings by its config.json; None if it is of no known kind."""
-    kind = config.get("model_type")
-    if kind not in WIDTH_KEYS:
-        return None
-    # transformers 4 wrote the language model's settings at the top of Qwen2.5-VL's config, 5 writes them apart.
-    return (config.get("text_config") or config).get(WIDTH_KEYS[kind], config.get(WIDTH_KEYS[kind]))
+    key = WIDTH_KEYS.get(str(config.get("model_type")))
+    width = text_setting(config, key) if key else None
+    return width if type(width) is int else None
 
 
 def load_vae(folder: Path) -> nn.Module:
@@ -107,7 +107,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     classes = {UMT5: UMT5EncoderModel, QWEN: Qwen2_5_VLForConditionalGeneration}
     path = folder / "text_encoder"
-    kind = read_config(path / "config.json").get("model_type")
+    kind = str(read_config(path / "config.json").get("model_type"))[:80]
     if kind not in classes:
         raise ModelError(f"{path} holds a {kind}; longcat_video reads prompts with {' or '.join(classes)}.")
     return from_folder(classes[kind], path, dtype)
@@ -130,7 +130,7 @@ def load_transformer(folder: Path, dtype: torch.dtype, finish: Finish | None = N
 
     path = transformer_folder(folder)
     keys = _transformer_keys(path)
-    with torch.device("meta"):
+    with reading(path), torch.device("meta"):
         model = LongCatVideoTransformer3DModel(**_transformer_config(path, keys))
     with reading_folder(path, dtype) as (_, read):
         fill(model, keys.sources, lambda name: assemble(keys, name, read), finish, path)
@@ -144,6 +144,12 @@ def _transformer_keys(path: Path) -> VideoKeys:
 
 def _transformer_config(path: Path, keys: VideoKeys) -> dict[str, Any]:
     settings = read_config(path / "config.json")
+    for name, kinds in SETTINGS.items():
+        if name in settings and type(settings[name]) not in kinds:
+            raise ModelError(
+                f"{path / 'config.json'} has {name} {str(settings[name])[:40]}; it must be"
+                f" {'true or false' if bool in kinds else 'a number'}. Copy or download it again."
+            )
     return keys.config | {name: settings[name] for name in SETTINGS if name in settings}
 
 
@@ -156,10 +162,10 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]], path: Path, 
             " nothing. Use the text encoder that came with this transformer (UMT5-XXL, 4096, in the released model)."
         )
     channels, wanted = configs["vae"].get(LATENT_CHANNELS), transformer["in_channels"]
-    if channels != wanted:
+    if type(channels) is not int or channels != wanted:
         raise ModelError(
-            f"{folder / 'vae'} has {channels} latent channels, {path} takes {wanted}. They are of different models:"
-            " copy or download the folder again."
+            f"{folder / 'vae'} has {str(channels)[:40]} latent channels, {path} takes {wanted}. They are of different"
+            " models: copy or download the folder again."
         )
     _check_statistics(folder / "vae", configs["vae"])
 
@@ -168,13 +174,8 @@ def _check_statistics(path: Path, config: dict[str, Any]) -> None:
     """Without them, latents would be in another space than the transformer's, and nothing would fail."""
     for name in ("latents_mean", "latents_std"):
         values = config.get(name)
-        if not isinstance(values, list) or len(values) != config[LATENT_CHANNELS]:
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != config[LATENT_CHANNELS] or (name == "latents_std" and 0 in values):
             raise ModelError(
                 f"{path / 'config.json'} has no {name} of {config[LATENT_CHANNELS]} numbers. Copy or download it again."
             )
-
-
-def _class_name(config: dict[str, Any]) -> str:
-    """diffusers writes `_class_name`, transformers a list `architectures`."""
-    architectures = config.get("architectures")
-    return str(config.get("_class_name") or (architectures or [config.get("model_type")])[0])

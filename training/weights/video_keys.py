@@ -137,8 +137,8 @@ def _layout(names: Collection[str]) -> str | None:
 
 
 def _depth(names: Iterable[str]) -> int:
-    numbers = [int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))]
-    return max(numbers) + 1
+    """Blocks that some name is of; a number left out shows later, as missing tensors."""
+    return len({found[1] for name in names if (found := re.match(r"blocks\.(\d+)\.", name))})
 
 
 def _tensors(depth: int) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
@@ -174,7 +174,7 @@ def _refuse_others(names: Mapping[str, str], layout: str | None, origin: Path | 
 def _compare(wanted: set[str], names: Collection[str], layout: str, origin: Path | str) -> None:
     missing, extra = sorted(wanted - set(names)), sorted(set(names) - wanted)
     faults = ((missing, "are missing"), (extra, "are unknown"))
-    shown = "; ".join(f"{len(some)} tensors {what}, such as {some[0]}" for some, what in faults if some)
+    shown = "; ".join(f"{len(some)} tensors {what}, such as {some[0][:100]}" for some, what in faults if some)
     if shown:
         raise ModelError(
             f"{origin} holds a LongCat-Video transformer with the names of {layout}, but {shown}. It is incomplete or"
@@ -193,17 +193,18 @@ def _config(sources: Mapping[str, tuple[str, ...]], shapes: Shapes, origin: Path
         patch, _ = shape("final_layer.linear.weight")
         (head_dim,) = shape("blocks.0.attn.q_norm.weight")
         _, rows, columns = patch_size
-    except ValueError as error:
+        out_channels, num_heads = patch // (rows * columns), width // head_dim
+    except (ValueError, ZeroDivisionError) as error:
         raise ModelError(
             f"{origin} has tensors of other shapes than a LongCat-Video transformer ({error}). Copy or download it"
             " again."
         ) from error
     return {
         "in_channels": in_channels,
-        "out_channels": patch // (rows * columns),
+        "out_channels": out_channels,
         "hidden_size": width,
-        "depth": 1 + max(int(name.split(".")[1]) for name in sources if name.startswith("blocks.")),
-        "num_heads": width // head_dim,
+        "depth": _depth(sources),
+        "num_heads": num_heads,
         "caption_channels": caption_channels,
         "adaln_tembed_dim": temb_width,
         "frequency_embedding_size": frequencies,
