@@ -53,9 +53,13 @@ class LongCatLoadLoRA:
         return _state_of(_find_lora(lora_name, cls.__name__))
 
     def load(self, model: Stages, lora_name: str, strength: float, lora: TrainedLora | None = None) -> tuple[Stages]:
+        from ..training.lora.file import read_lora
+
         path = lora.path if lora is not None else _find_lora(lora_name, type(self).__name__)
         if path is None:
             return (model,)
+        # Before the stages that follow load anything for it.
+        read_lora(path)
         return (model.with_lora(LoraUse(path=path, strength=strength), made_here=lora is not None),)
 
 

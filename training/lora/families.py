@@ -18,8 +18,21 @@ PORTABLE, PEFT, FUSED, KOHYA = "portable", "peft", "native", "kohya"
 OFFICIAL, WRAPPER, FASTVIDEO = "official", "wanvideowrapper", "fastvideo"
 
 PEFT_PREFIX = "base_model.model."
-DOTTED_PREFIXES = (PEFT_PREFIX, "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
+PEFT_MARK = "base_model"
+
+WRAPPERS = (
+    *(PEFT_MARK, "model", "diffusion_model", "transformer", "unet", "dit", "pipe"),
+    *("module", "processor", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+)
+"""Parts of a dotted name that stand for what programs put around the model, and PyTorch around the model or a block of
+it. They occur in any number and order; no linear of a family has such a part."""
+
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_")
+FLAT_WRAPPER = re.compile(r"_orig_mod_|_fsdp_wrapped_module_|_checkpoint_wrapped_module_")
+"""In names without dots, those of `WRAPPERS` that can be nothing else."""
+
+LONGEST_INDEX = 4
+"""Digits of a block's number."""
 
 HYPHEN = "___lorahyphen___"
 """What LongCat-Video's own LoRAs have for the dots of a module's name, and behind `lora` before it."""
@@ -135,19 +148,28 @@ def find_layer(family: LoraFamily, name: str) -> Layer | None:
 
     Dots and underscores mean the same, because no two linears of a family differ in them alone.
     """
-    flat = name.replace(".", "_")
-    for prefix in ("", *FLAT_PREFIXES, *(prefix.replace(".", "_") for prefix in DOTTED_PREFIXES)):
-        layer = _look_up(family, flat.removeprefix(prefix)) if flat.startswith(prefix) else None
+    flat = without_wrappers(name).replace(".", "_")
+    if "." in name and not flat.startswith(FLAT_PREFIXES):
+        return _look_up(family, flat)
+    prefix = next((prefix for prefix in FLAT_PREFIXES if flat.startswith(prefix)), "")
+    rest: str | None = FLAT_WRAPPER.sub("", flat.removeprefix(prefix))
+    while rest:
+        layer = _look_up(family, rest)
         if layer is not None:
             return layer
+        # One after the other: `transformer_blocks` begins like a wrapper.
+        rest = next((rest.removeprefix(f"{each}_") for each in WRAPPERS if rest.startswith(f"{each}_")), None)
     return None
 
 
-def without_prefix(name: str) -> str | None:
+def without_wrappers(name: str) -> str:
+    """A module's dotted name, without what stands for wrappers around the model; any other name as it is."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
+
+
+def dotted_name(name: str) -> str | None:
     """A foreign module's dotted name; None if the layout has underscores, from which it does not follow."""
-    if name.startswith(("lora_", "lycoris_")):
-        return None
-    return name.removeprefix(next((prefix for prefix in DOTTED_PREFIXES if name.startswith(prefix)), ""))
+    return None if name.startswith(("lora_", "lycoris_")) else without_wrappers(name)
 
 
 @functools.cache
@@ -167,7 +189,9 @@ def _tables(family: LoraFamily) -> dict[str, dict[str, tuple[Names, int, str, in
 @functools.lru_cache(maxsize=10_000)
 def _look_up(family: LoraFamily, flat: str) -> Layer | None:
     tables = _tables(family)
-    found = re.fullmatch(rf"({'|'.join(filter(None, tables))})_(\d+)_(.+)", flat)
+    found = re.fullmatch(f"({'|'.join(filter(None, tables))})_([0-9]+)_(.+)", flat)
+    if found and len(found[2]) > LONGEST_INDEX:
+        return None
     blocks, index, rest = (found[1], int(found[2]), found[3]) if found else ("", 0, flat)
     for given, right in family.spellings:
         rest = right + rest.removeprefix(given) if not found and rest.startswith(given) else rest

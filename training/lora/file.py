@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import LoraFileError
+from ..errors import LoraFileError, NonFiniteError
 from ..files import parse_json, write_safetensors
-from .families import IMAGE, PEFT_PREFIX, PORTABLE, family_of_modules, find_layer, without_prefix
+from ..weights.checkpoint_files import FLOATS, open_weights, read_header
+from .families import IMAGE, PORTABLE, dotted_name, family_of_modules, find_layer
 from .inject import TRAINED_ADAPTER, add_adapter, lora_layers
-from .layouts import OTHER_ADAPTERS, examples, own_names, some_modules, split_key, tensors_in
+from .layouts import LONGEST_NAME, OTHER_ADAPTERS, examples, own_names, some_modules, split_key, tensors_in
 from .regroup import LoraWeights
-from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings
+from .scale import PEFT_CONFIG, PEFT_WEIGHTS, AdapterSettings, find_settings, is_pefts
 
 METADATA_KEY = "longcat"
 """One entry for all settings: safetensors writes several in random order, and equal LoRAs must be equal files."""
@@ -40,10 +39,18 @@ def save_lora(path: Path, transformer: nn.Module, metadata: Mapping[str, str]) -
             write equal files.
 
     Raises:
+        NonFiniteError: the adapter holds NaN or infinity; nothing is written.
         LoraFileError: the file does not hold what the model holds.
         OSError: the disk is full or the folder cannot be written.
     """
     weights = _trained_weights(transformer)
+    faulty = _not_finite(weights)
+    if faulty:
+        raise NonFiniteError(
+            f"The LoRA in training holds NaN or infinity in {len(faulty)} of {len(weights)} modules:"
+            f" {examples(faulty)}. It was not written to {path}; what was saved before is intact. Lower learning_rate"
+            " (Train LoRA), or train longer with warmup, and queue again."
+        )
     family = family_of_modules(weights) or IMAGE
     facts = {**_facts(transformer, family.sign), **metadata} if family.sign else dict(metadata)
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
@@ -79,41 +86,67 @@ def read_lora(path: Path) -> dict[str, LoraWeights]:
         path: a safetensors file, or a folder that peft has saved.
 
     Raises:
-        LoraFileError: missing, truncated, no plain LoRA, of an unknown layout, or its scale cannot be known.
+        LoraFileError: missing, damaged, no plain LoRA, of an unknown layout, its scale cannot be known, or it holds
+            NaN or infinity.
     """
     file = path / PEFT_WEIGHTS if path.is_dir() else path
     tensors, metadata = _load(file)
     settings = find_settings(file, tensors, metadata)
     parts = _parts(file, tensors)
     weights = {module: _scaled(file, module, part, settings) for module, part in parts.items()}
+    faulty = _not_finite(weights)
+    if faulty:
+        raise LoraFileError(
+            f"{file} holds NaN or infinity in {len(faulty)} of {len(weights)} modules: {examples(faulty)}. Every"
+            " picture would be black with it. Its training went wrong: use an earlier checkpoint of it, or train it"
+            " again with a lower learning rate."
+        )
     family = family_of_modules(weights)
     unknown = [name for name in weights if family is None or find_layer(family, name) is None]
     found = own_names(file, weights, family) if family is not None else {}
-    return found | {without_prefix(name) or name: weights[name] for name in unknown}
+    foreign = {dotted_name(name) or name: weights[name] for name in unknown}
+    if len(foreign) < len(unknown):
+        raise LoraFileError(f"{file} holds one module under two names, among {examples(unknown)}. Remove one of them.")
+    return found | foreign
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The settings that `save_lora` wrote; empty for files of other programs.
 
     Raises:
-        LoraFileError: missing or truncated.
+        LoraFileError: missing or damaged.
     """
-    _, metadata = _load(path / PEFT_WEIGHTS if path.is_dir() else path, only_metadata=True)
+    with open_weights(path / PEFT_WEIGHTS if path.is_dir() else path, LoraFileError) as file:
+        metadata = file.metadata() or {}
     text = metadata.get(METADATA_KEY, "{}")
     return parse_json(text, f"The metadata of {path}", LoraFileError, "Download or train it again.")
 
 
 def apply_lora(transformer: nn.Module, path: Path, strength: float, adapter_name: str) -> None:
-    """Puts a LoRA file on `transformer` as the frozen adapter `adapter_name`, beside those already there.
+    """Reads a LoRA file and puts it on `transformer`; see `put_on`.
+
+    Raises:
+        LoraFileError: the file cannot be read, or does not fit.
+    """
+    put_on(transformer, read_lora(path), path, strength, adapter_name)
+
+
+def put_on(
+    transformer: nn.Module, weights: Mapping[str, LoraWeights], path: Path, strength: float, adapter_name: str
+) -> None:
+    """Puts adapters on `transformer` as the frozen adapter `adapter_name`, beside those already there.
 
     Nothing is merged into the weights, so the base may be quantised. Ranks may differ between modules.
 
+    Args:
+        weights: as `read_lora` gives them.
+        path: where they come from, for messages.
+
     Raises:
-        LoraFileError: the file cannot be read, or any of its modules has no linear of the same name and shape.
+        LoraFileError: any of the modules has no linear of the same name and shape.
     """
     from peft import LoraConfig
 
-    weights = read_lora(path)
     _check_fits(transformer, weights, path)
     # Anchored: peft would take the rank of `proj_out` for every name that ends like it.
     ranks = {f"^{re.escape(name)}": pair.a.shape[0] for name, pair in weights.items()}
@@ -153,13 +186,21 @@ def _facts(transformer: nn.Module, sign: str) -> dict[str, str]:
     }
 
 
-def _load(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            names = () if only_metadata else file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise LoraFileError(f"{path} cannot be read as a LoRA: {error}. Download or train it again.") from error
+def _not_finite(weights: Mapping[str, LoraWeights]) -> list[str]:
+    """The modules with NaN or infinity."""
+    return [name for name, pair in weights.items() if not (pair.a.isfinite().all() and pair.b.isfinite().all())]
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    header = read_header(path, LoraFileError)
+    unread = [name for name, entry in header.items() if entry["dtype"] not in FLOATS]
+    if unread:
+        raise LoraFileError(
+            f"{path} holds {header[unread[0]]['dtype'][:20]} in {len(unread)} of {len(header)} tensors:"
+            f" {examples(unread)}. LoRAs are read as {', '.join(FLOATS)}. Save it as one of these."
+        )
+    with open_weights(path, LoraFileError) as file:
+        return {name: file.get_tensor(name) for name in header}, file.metadata() or {}
 
 
 def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -173,12 +214,20 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
             )
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
+    adapters = set()
     for key, tensor in tensors.items():
-        split = split_key(key)
-        if split is None or not _has_name(split[0]) or split[1] in parts.get(split[0], {}):
+        found = split_key(key)
+        if found is not None and found.adapter:
+            adapters.add(found.adapter)
+        if len(adapters) > 1:
+            raise LoraFileError(
+                f"{path} holds several LoRAs, called {examples(adapters)}; it is unknown which one is meant. Save each"
+                " in a file of its own."
+            )
+        if found is None or not _has_name(found.module) or found.part in parts.get(found.module, {}):
             unknown.append(key)
         else:
-            parts.setdefault(split[0], {})[split[1]] = tensor
+            parts.setdefault(found.module, {})[found.part] = tensor
     if unknown:
         raise LoraFileError(
             f"{path} has {len(unknown)} keys of a layout that is not read here. In the file: {examples(unknown)};"
@@ -195,7 +244,7 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
 
 
 def _has_name(module: str) -> bool:
-    return family_of_modules([module]) is not None or without_prefix(module) is not None
+    return family_of_modules([module]) is not None or dotted_name(module) is not None
 
 
 def _is_whole(part: Mapping[str, Tensor]) -> bool:
@@ -215,30 +264,33 @@ def _up(part: Mapping[str, Tensor]) -> Tensor:
 def _scaled(path: Path, module: str, part: Mapping[str, Tensor], settings: AdapterSettings | None) -> LoraWeights:
     if part["a"].ndim > 2:
         raise LoraFileError(
-            f"{path} adapts a convolution, {module}, which is not read. SimpleTuner's LongCat-Video LoRAs do so, and"
-            " were trained towards the wrong sign: train it again here."
+            f"{path} adapts a convolution, {module[:LONGEST_NAME]}, which is not read. SimpleTuner's LongCat-Video"
+            " LoRAs do so, and were trained towards the wrong sign: train it again here."
         )
     a, b = part["a"].float(), _up(part)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise LoraFileError(
-            f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} of {module} do not fit each other."
-            " They must be [rank, in] and [out, rank]. Download or train it again."
+            f"{path}: lora_A {list(a.shape)} and lora_B {list(b.shape)} of {module[:LONGEST_NAME]} do not fit each"
+            " other. They must be [rank, in] and [out, rank]. Download or train it again."
         )
     rank = a.shape[0]
     given = part.get("scale", part.get("alpha"))
     if given is not None:
-        scale = given.item() / (1 if "scale" in part else rank) if given.numel() == 1 else math.nan
+        if given.numel() != 1:
+            raise LoraFileError(
+                f"{path}: alpha of {module[:LONGEST_NAME]} has the shape {list(given.shape)}; it must be one number."
+                " Train it again."
+            )
+        scale = given.float().item() / (1 if "scale" in part else rank)
     elif settings is not None:
         scale = settings.scale(module, rank)
-    elif module.startswith(PEFT_PREFIX):
+    elif is_pefts(module):
         raise LoraFileError(
             f"{path} has peft's names but no {PEFT_CONFIG} beside it, so its strength (lora_alpha / r) is unknown."
             f" Put {PEFT_CONFIG} of the same training into the same folder."
         )
     else:
         scale = 1.0
-    if not math.isfinite(scale):
-        raise LoraFileError(f"{path}: alpha of {module} is {given}; it must be one number. Train it again.")
     return LoraWeights(a=a, b=b if scale == 1 else b * scale)
 
 
@@ -249,7 +301,7 @@ def _check_fits(transformer: nn.Module, weights: Mapping[str, LoraWeights], path
         family = family_of_modules(weights)
         of_another = family is not None and family is not family_of_modules(linears)
         made_for = family.title if of_another else "another model or another version of it"
-        near = difflib.get_close_matches(unmatched[0], _without_adapters(linears), n=3, cutoff=0.0)
+        near = difflib.get_close_matches(unmatched[0][:LONGEST_NAME], _without_adapters(linears), n=3, cutoff=0.0)
         raise LoraFileError(
             f"{len(unmatched)} of {len(weights)} modules of {path} match nothing in the model."
             f" In the file: {examples(unmatched)}; in the model: {examples(near)}."

@@ -18,7 +18,9 @@ table a family reads them all:
             none                                    FastVideo's       FastVideo's converter (q, k, v apart)
 
 Where a file leaves room for doubt:
-- Prefixes decide neither the family nor the scheme of names: the module's name does.
+- Prefixes decide neither the family nor the scheme of names: the module's name does. There may be several, in any
+  order, also what PyTorch puts before a compiled or parallel model or block (families.WRAPPERS).
+- A name between `lora_A` and `weight` is that of the adapter in its program (`default` is peft's); one file has one.
 - A joined module (query, key, value and more on dim 0) becomes one adapter a part, or parts one adapter of the joined
   module, as the model has it; nothing is rounded.
 - A module that is of no family keeps its dotted name, so that `apply_lora` can name it beside the model's.
@@ -33,6 +35,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,9 +49,13 @@ PARTS = {
     "lora_A.weight": "a",
     "lora_A": "a",
     "lora_down.weight": "a",
+    "lora.down.weight": "a",
+    "lora_linear_layer.down.weight": "a",
     "lora_B.weight": "b",
     "lora_B": "b",
     "lora_up.weight": "b",
+    "lora.up.weight": "b",
+    "lora_linear_layer.up.weight": "b",
     "alpha": "alpha",
     "lora_alpha": "alpha",
     "alpha_scale": "scale",
@@ -57,6 +64,11 @@ PARTS = {
 
 UP_BLOCKS = "lora_up.blocks."
 """LongCat-Video's own: `lora_up.blocks.0.weight` [out / s, r / s] and so on are the blocks of a block-diagonal b."""
+
+_KEY = re.compile(
+    rf"(?P<module>.+?)(?:(?:\.|_(?=lora\.))(?P<end>{'|'.join(map(re.escape, PARTS))})"
+    rf"|\.{re.escape(UP_BLOCKS)}(?P<block>[0-9]+)\.weight|\.(?P<named>lora_[AB])\.(?P<adapter>[^.]+)\.weight)"
+)
 
 OTHER_ADAPTERS = {
     ".hada_": "a LoHa",
@@ -67,21 +79,37 @@ OTHER_ADAPTERS = {
 }
 """Part of a key -> the kind of adapter it gives away; none of them is the product of two matrices."""
 
+LONGEST_NAME = 100
+"""Letters of a name in a message."""
+
 DIAGONALS = (6, 3, 2)
 """Blocks that official files have: of a modulation's six parts, of query, key and value, of key and value."""
 
 
-def split_key(key: str) -> tuple[str, str] | None:
-    """Module and entry of `PARTS` of a key, `b.<number>` for a block of b; None if it ends like no LoRA's."""
-    ends = "|".join(map(re.escape, PARTS))
-    found = re.fullmatch(rf"(.+?)\.({ends}|{re.escape(UP_BLOCKS)}\d+\.weight)", key)
+@dataclass(frozen=True)
+class Key:
+    """A key of a file, taken apart."""
+
+    module: str
+    part: str
+    """As `PARTS` has it; `b.<number>` for a block of b."""
+    adapter: str
+    """Its name in the program that saved it; empty if the file has none."""
+
+
+def split_key(key: str) -> Key | None:
+    """None: it ends like no LoRA's."""
+    found = _KEY.fullmatch(key)
     if found is None:
         return None
-    module = found[1]
+    module = found["module"]
     if module.startswith(f"lora{HYPHEN}"):
         module = module.removeprefix(f"lora{HYPHEN}").replace(HYPHEN, ".")
-    end = found[2]
-    return module, PARTS[end] if end in PARTS else f"b.{end.removeprefix(UP_BLOCKS).removesuffix('.weight')}"
+    if found["block"]:
+        return Key(module, f"b.{found['block']}", "")
+    if found["named"]:
+        return Key(module, PARTS[found["named"]], found["adapter"])
+    return Key(module, PARTS[found["end"]], "")
 
 
 def check_modules(path: Path, names: Collection[str]) -> LoraFamily:
@@ -91,7 +119,7 @@ def check_modules(path: Path, names: Collection[str]) -> LoraFamily:
         LoraFileError: naming modules of no family, or not of the one that the others are of.
     """
     family = family_of_modules(names)
-    unknown = [name for name in names if family is None or find_layer(family, name) is None]
+    unknown = [name for name in names if family is None or not _is_own(family, name)]
     if family is None or unknown:
         models = [family] if family else FAMILIES
         raise LoraFileError(
@@ -100,6 +128,11 @@ def check_modules(path: Path, names: Collection[str]) -> LoraFamily:
             " The LoRA was made for another model."
         )
     return family
+
+
+def _is_own(family: LoraFamily, name: str) -> bool:
+    layer = find_layer(family, name)
+    return layer is not None and name in layer.names[0]
 
 
 def tensors_in(family: LoraFamily, layout: str, weights: Mapping[str, LoraWeights]) -> dict[str, Tensor]:
@@ -177,9 +210,9 @@ def some_modules(families: Iterable[LoraFamily] = FAMILIES) -> str:
 
 
 def examples(names: Iterable[str], limit: int = 3) -> str:
-    """The first few of `names`, for a message."""
+    """The first few of `names`, for a message; nobody reads a name of a thousand letters."""
     found = sorted(names)
-    return ", ".join(found[:limit]) + (", ..." if len(found) > limit else "")
+    return ", ".join(name[:LONGEST_NAME] for name in found[:limit]) + (", ..." if len(found) > limit else "")
 
 
 def _titles(families: Iterable[LoraFamily]) -> str:

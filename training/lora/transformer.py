@@ -12,7 +12,7 @@ from torch import nn
 from ..events import Callbacks
 from ..weights.components import open_base_transformer
 from ..weights.spec import ModelSpec
-from .file import apply_lora
+from .file import put_on, read_lora
 
 
 @contextlib.contextmanager
@@ -22,12 +22,13 @@ def open_transformer(
     """As `components.open_base_transformer`, with each LoRA of `spec` as a frozen adapter beside the others.
 
     Raises:
-        LoraFileError: one of the LoRAs cannot be read or does not fit.
+        LoraFileError: one of the LoRAs cannot be read, before anything is loaded, or does not fit.
     """
+    adapters = [read_lora(use.path) for use in spec.loras]
 
     def adapt(transformer: nn.Module) -> None:
-        for number, use in enumerate(spec.loras):
-            apply_lora(transformer, use.path, use.strength, f"lora_{number}")
+        for number, (use, weights) in enumerate(zip(spec.loras, adapters, strict=True)):
+            put_on(transformer, weights, use.path, use.strength, f"lora_{number}")
 
     with open_base_transformer(spec, device, callbacks, adapt, training) as transformer:
         yield transformer

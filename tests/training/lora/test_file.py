@@ -5,9 +5,14 @@ import struct
 
 import pytest
 import torch
-from comfyui_longcat.training.errors import LoraFileError
+from comfyui_longcat.training.errors import ConfigError, LoraFileError, NonFiniteError
+from comfyui_longcat.training.events import NoCallbacks
+from comfyui_longcat.training.lora.convert import convert_lora
 from comfyui_longcat.training.lora.file import apply_lora, check_lora, read_lora, read_metadata, save_lora
 from comfyui_longcat.training.lora.inject import TRAINED_ADAPTER, inject_lora, lora_layers
+from comfyui_longcat.training.lora.transformer import open_transformer
+from comfyui_longcat.training.settings.model import ModelConfig
+from comfyui_longcat.training.weights.spec import LoraUse, ModelSpec
 from diffusers import LongCatImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 
@@ -206,11 +211,11 @@ def test_refuses_other_layouts(tmp_path, keys, message):
 
 
 def test_refuses_missing_and_truncated_files(tmp_path):
-    with pytest.raises(LoraFileError, match=r"none\.safetensors cannot be read"):
+    with pytest.raises(LoraFileError, match=r"none\.safetensors is missing or cannot be read"):
         read_lora(tmp_path / "none.safetensors")
     save_lora(tmp_path / "a", make_trained(), {})
     (tmp_path / "cut").write_bytes((tmp_path / "a").read_bytes()[:-100])
-    with pytest.raises(LoraFileError, match="cut cannot be read as a LoRA"):
+    with pytest.raises(LoraFileError, match="cut is damaged: it has"):
         read_lora(tmp_path / "cut")
 
 
@@ -234,3 +239,118 @@ def test_file_begins_with_a_readable_header(tmp_path):
     content = (tmp_path / "a").read_bytes()
     header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     assert json.loads(header["__metadata__"]["longcat"]) == {"lora_rank": "4"}
+
+
+NUMBERS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+WIDE = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k", "single_transformer_blocks.1.attn.to_v"
+
+
+def faulty_file(path, value=None, part="lora_B.weight", dtype=torch.float32, faulty=1):
+    """A LoRA of three modules; the first `faulty` of them have one number of `part` replaced by `value`."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for number, name in enumerate(WIDE):
+        made = {
+            "lora_A.weight": torch.randn(2, 32, generator=generator),
+            "lora_B.weight": torch.randn(32, 2, generator=generator),
+            "alpha": torch.tensor(1.0),
+        }
+        if value is not None and number < faulty:
+            made[part].view(-1)[-1] = value
+        tensors |= {f"transformer.{name}.{end}": tensor.to(dtype) for end, tensor in made.items()}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_B.weight", "alpha"])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (dtype, value)
+        for dtype in NUMBERS
+        for value in (float("nan"), float("inf"), float("-inf"))
+        # That format has no infinity.
+        if dtype != "F8_E4M3" or value != value
+    ],
+)
+def test_numbers_that_are_none_are_refused_in_every_format(tmp_path, dtype, value, part):
+    path = faulty_file(tmp_path / "a.safetensors", value, part, NUMBERS[dtype], faulty=2)
+    message = r"a\.safetensors holds NaN or infinity in 2 of 3 modules: .*transformer_blocks\.0\.attn\.to_k"
+    with pytest.raises(LoraFileError, match=message):
+        read_lora(path)
+    for layout in ("portable", "peft", "kohya"):
+        with pytest.raises(LoraFileError, match=message):
+            convert_lora(path, layout, tmp_path / "b")
+    with pytest.raises(LoraFileError, match=message):
+        apply_lora(make_transformer(), path, 1.0, "a")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_a_sound_lora_is_read_in_every_format(tmp_path, dtype):
+    found = read_lora(faulty_file(tmp_path / "a", dtype=NUMBERS[dtype]))
+    wanted = read_lora(faulty_file(tmp_path / "b"))
+    tolerance = {"F8_E4M3": 0.1, "F8_E5M2": 0.2}.get(dtype, 0.01)
+    for name in WIDE:
+        torch.testing.assert_close(found[name].b, wanted[name].b, rtol=tolerance, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.complex64])
+def test_what_is_no_floating_number_is_refused(tmp_path, dtype):
+    path = faulty_file(tmp_path / "a.safetensors", dtype=dtype)
+    with pytest.raises(LoraFileError, match=r"a\.safetensors holds \w+ in 9 of 9 tensors"):
+        read_lora(path)
+
+
+def test_nothing_is_loaded_for_a_lora_that_is_refused(tmp_path):
+    """The twin would be written into its folder if the model were asked for."""
+    path = faulty_file(tmp_path / "a.safetensors", float("nan"))
+    spec = ModelSpec(
+        config=ModelConfig(model_flavour="tiny"), models_dirs=(tmp_path / "models",), loras=(LoraUse(path=path),)
+    )
+    with pytest.raises(LoraFileError, match="NaN or infinity in 1 of 3"):
+        with open_transformer(spec, torch.device("cpu"), NoCallbacks()):
+            pass
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(tmp_path, strength):
+    with pytest.raises(ConfigError, match=r"strength .Load LongCat LoRA. is (nan|inf)"):
+        LoraUse(path=tmp_path, strength=strength)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_not_saved(tmp_path, value):
+    trained = make_trained()
+    save_lora(tmp_path / "a", trained, {})
+    before = (tmp_path / "a").read_bytes()
+    with torch.no_grad():
+        lora_layers(trained)["transformer_blocks.0.attn.to_q"].lora_A[TRAINED_ADAPTER].weight[0, 0] = value
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in 1 of 10 modules: transformer_blocks\.0\.attn\.to_q"):
+        save_lora(tmp_path / "a", trained, {})
+    assert (tmp_path / "a").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer_blocks.0.attn.to_.", "transformer_blocks.0.attn.to_(q|k)", "(a+)+$", ".*"]
+)
+def test_a_modules_name_is_never_a_pattern(tmp_path, name):
+    with pytest.raises(LoraFileError, match=r"1 of 1 modules of .*foreign\.safetensors match nothing in the model"):
+        apply_lora(make_transformer(), foreign(tmp_path, [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]), 1.0, "a")
+
+
+def test_a_very_long_name_is_cut_in_messages(tmp_path):
+    name = "blocks." * 100_000 + "x"
+    path = foreign(tmp_path, [f"{name}.lora_A.weight", f"{name}.lora_B.weight"])
+    with pytest.raises(LoraFileError) as raised:
+        apply_lora(make_transformer(), path, 1.0, "a")
+    assert len(str(raised.value)) < 1_000
