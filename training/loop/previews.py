@@ -29,7 +29,7 @@ from ..files import replacing
 from ..models.contract import Family
 from ..models.flow import video_sigmas
 from ..models.registry import family_of
-from ..sampling.euler import Guidance, ZeroStarGuidance, initial_noise, sample_image, sample_video
+from ..sampling.euler import Guidance, ZeroStarGuidance, decode, initial_noise, sample_image, sample_video
 from ..sampling.preview_clips import save_clip, starting_record, strip_of
 from ..settings.geometry import BUCKET_ALIGNMENT, FRAME_RATE, parse_size
 from ..settings.model import flavour_of
@@ -105,7 +105,7 @@ class Previews:
         with torch.no_grad(), _evaluating(transformer):
             latents = [self._sample(family, transformer, index, callbacks) for index in range(len(self.inputs))]
             with open_vae(self.spec, self.device, callbacks) as vae:
-                pixels = [family.decode(vae, each).cpu() for each in latents]
+                pixels = [decode(family, vae, each) for each in latents]
         paths = [
             self.folder / f"{_prefix(step)}{index:02d}-{_file_name(inputs.name)}.png"
             for index, inputs in enumerate(self.inputs)

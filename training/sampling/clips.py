@@ -28,7 +28,15 @@ from ..settings.sampling import VideoSampleConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
-from .euler import ZeroStarGuidance, initial_noise, sample_video, step_reporter, stop_if_asked, with_shared_cache
+from .euler import (
+    ZeroStarGuidance,
+    decode,
+    initial_noise,
+    sample_video,
+    step_reporter,
+    stop_if_asked,
+    with_shared_cache,
+)
 from .prompts import Conditioning
 
 CONTINUED_FRAMES = 13
@@ -82,6 +90,7 @@ def sample_clip(
 
     Raises:
         ConfigError: the model makes no clips, the conditioning does not fit it, or the start does not fit the clip.
+        NonFiniteError: NaN or infinity came out.
     """
     _check_flavour(spec)
     _check_start(start, config.num_frames)
@@ -102,8 +111,8 @@ def sample_clip(
             inputs, guidance = with_shared_cache(transformer, inputs, guidance)
         latents = sample_video(family, transformer, noise, inputs, sigmas, guidance, on_step)
     with open_vae(spec, device, callbacks) as vae:
-        pixels = family.decode(vae, latents)
-    return ClipSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
+        pixels = decode(family, vae, latents)
+    return ClipSample(pixels=pixels, raw_latents=denormalise(latents, vae_config).cpu())
 
 
 def last_frames(pixels: Tensor) -> Tensor:

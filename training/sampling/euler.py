@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..errors import ModelError, StoppedByUserError
+from ..errors import ModelError, NonFiniteError, StoppedByUserError
 from ..events import Callbacks, StageProgress
 from ..models.contract import Family, ModelInputs
 from ..models.flow import image_sigmas
@@ -71,6 +71,9 @@ def sample_image(
 
     Returns:
         latents: [B, C, h, w], float32, on the inputs' device.
+
+    Raises:
+        NonFiniteError: the model gives NaN or infinity.
     """
     latents = noise.to(inputs.prompt_embeds.device, torch.float32)
     sigmas = image_sigmas(num_inference_steps, family.flow_shift(noise.shape)).to(latents.device)
@@ -81,6 +84,7 @@ def sample_image(
         if guidance is not None and guidance.scale > 1:
             negative_velocity = family.predict(transformer, latents, batch_sigmas, guidance.inputs)
             velocity = guidance.apply(velocity, negative_velocity)
+        _check_finite(velocity, f"step {step + 1} of {num_inference_steps}")
         if on_step is not None:
             on_step(step + 1, latents - sigma * velocity)
         latents = latents + (sigmas[step + 1] - sigma) * velocity
@@ -134,6 +138,7 @@ def sample_video(
         latents: [B, C, T, h, w], float32, on the inputs' device.
 
     Raises:
+        NonFiniteError: the model gives NaN or infinity.
         ModelError: the given frames are not the same bits any more.
     """
     device = inputs.prompt_embeds.device
@@ -144,6 +149,7 @@ def sample_video(
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         start, denoised = latents[:, :, :given], latents[:, :, given:]
         velocity = _velocity(family, transformer, latents, sigma, inputs, guidance)[:, :, -denoised.shape[2] :]
+        _check_finite(velocity, f"step {step + 1} of {len(sigmas) - 1}")
         if on_step is not None:
             estimate = torch.cat([start, denoised - sigma * velocity], dim=2)
             on_step(step + 1, middle_frame(estimate))
@@ -177,6 +183,26 @@ def step_reporter(
 def stop_if_asked(callbacks: Callbacks) -> None:
     if callbacks.should_stop():
         raise StoppedByUserError("Sampling was stopped.")
+
+
+def decode(family: Family, vae: Any, latents: Tensor) -> Tensor:
+    """Pixels on the CPU of what was sampled; see `Family.decode`.
+
+    Raises:
+        NonFiniteError: the VAE gives NaN or infinity.
+    """
+    pixels = family.decode(vae, latents).cpu()
+    _check_finite(pixels, "the VAE")
+    return pixels
+
+
+def _check_finite(values: Tensor, where: str) -> None:
+    if not values.isfinite().all():
+        raise NonFiniteError(
+            f"Sampling came to NaN or infinity at {where}, which would be a black picture. If a LoRA is used, lower its"
+            " strength (Load LongCat LoRA) or take it out: its training may have gone wrong. Otherwise choose"
+            " base_model_precision bf16 (Load LongCat), and encode the prompt again."
+        )
 
 
 def _renormalised(guided: Tensor, velocity: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ..settings.sampling import SampleConfig, TextToImageConfig
 from ..weights.components import open_vae
 from ..weights.source import component_config
 from ..weights.spec import ModelSpec
-from .euler import Guidance, initial_noise, sample_image, step_reporter
+from .euler import Guidance, decode, initial_noise, sample_image, step_reporter
 from .prompts import Conditioning, check_task
 
 
@@ -96,6 +96,8 @@ def _sample_picture(
         callbacks: get every step, and are asked after each whether to stop.
         preview: a quick picture of (normalised) latents [1, C, h, w], or None.
 
+    Raises:
+        NonFiniteError: NaN or infinity came out.
     """
     flavour = flavour_of(spec.config)
     for name, conditioning in zip(("positive", "negative"), prompts, strict=True):
@@ -113,8 +115,8 @@ def _sample_picture(
     with open_transformer(spec, device, callbacks) as transformer:
         latents = sample_image(family, transformer, noise, inputs, config.num_inference_steps, guidance, on_step)
     with open_vae(spec, device, callbacks) as vae:
-        pixels = family.decode(vae, latents)
-    return PictureSample(pixels=pixels.cpu(), raw_latents=denormalise(latents, vae_config).cpu())
+        pixels = decode(family, vae, latents)
+    return PictureSample(pixels=pixels, raw_latents=denormalise(latents, vae_config).cpu())
 
 
 def _inputs(
