@@ -62,7 +62,8 @@ def find_faults(graph: Mapping[str, Any], classes: Mapping[str, type]) -> list[s
     """One sentence per fault, with node, input, what is allowed and what to do; empty if the graph can run."""
     faults = [
         f"{label(node_id, node)}: there is no such node here{nearest(node['class_type'], classes)}. The terminal runs"
-        " this pack's nodes, LoadImage, SaveImage, PreviewImage, CreateVideo and SaveVideo; for others use --server."
+        " this pack's nodes, LoadImage, SaveImage, PreviewImage, CreateVideo, SaveVideo and the Primitive nodes;"
+        " for others use --server."
         for node_id, node in graph.items()
         if node["class_type"] not in classes
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,8 +220,62 @@ class SaveVideo:
         return (video,)
 
 
+class PrimitiveInt:
+    """Holds a value for widgets of other nodes; so do the next ones."""
+
+    CATEGORY = "utilities/primitive"
+    FUNCTION = "give"
+    RETURN_TYPES: tuple[str, ...] = ("INT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        limits = {"min": -sys.maxsize, "max": sys.maxsize}
+        return {"required": {"value": ("INT", {**limits, "control_after_generate": "fixed"})}}
+
+    def give(self, value: Any) -> tuple[Any]:
+        return (value,)
+
+
+class PrimitiveFloat(PrimitiveInt):
+    RETURN_TYPES = ("FLOAT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("FLOAT", {"min": -sys.maxsize, "max": sys.maxsize, "step": 0.1})}}
+
+
+class PrimitiveString(PrimitiveInt):
+    RETURN_TYPES = ("STRING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("STRING", {"multiline": False})}}
+
+
+class PrimitiveStringMultiline(PrimitiveInt):
+    RETURN_TYPES = ("STRING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("STRING", {"multiline": True})}}
+
+
+class PrimitiveBoolean(PrimitiveInt):
+    RETURN_TYPES = ("BOOLEAN",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("BOOLEAN", {})}}
+
+
+CONSTANTS: dict[str, type] = {
+    node.__name__: node
+    for node in (PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean)
+}
+
 CORE_NODES: dict[str, type] = {
-    node.__name__: node for node in (LoadImage, SaveImage, PreviewImage, CreateVideo, SaveVideo)
+    **{node.__name__: node for node in (LoadImage, SaveImage, PreviewImage, CreateVideo, SaveVideo)},
+    **CONSTANTS,
 }
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from ...training.errors import ConfigError
 from ...training.rehearsal.scale import short_prompt, small_values
 from .. import NODES
 from ..lora import NO_LORA
+from .check import convert
+from .constants import with_constants
+from .core_nodes import node_classes
 from .signature import is_link, signature_of
 
 PROMPTS = ("prompt", "negative_prompt")
@@ -27,11 +32,24 @@ def make_tiny(workflow: Mapping[str, Any], quantised: bool | None = None) -> dic
         for node in tiny["nodes"]:
             _shrink_ui_node(node, quantised)
         return tiny
+    tiny = with_constants(tiny, node_classes())
     for node in tiny.values():
         if node["class_type"] in NODES:
-            given = {name: value for name, value in node["inputs"].items() if not is_link(value)}
-            node["inputs"] |= _tiny_values(given, quantised)
+            node["inputs"] |= _tiny_values(_readable(node), quantised)
     return tiny
+
+
+def _readable(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that have their widget's type; `find_faults` names the others."""
+    readable = {}
+    for spec in signature_of(NODES[node["class_type"]]).inputs:
+        value = node["inputs"].get(spec.name)
+        if not spec.is_widget or spec.name not in node["inputs"] or is_link(value):
+            continue
+        if spec.type != "COMBO" or isinstance(value, str):
+            with suppress(ConfigError):
+                readable[spec.name] = convert(spec, value)
+    return readable
 
 
 def _tiny_values(values: Mapping[str, Any], quantised: bool | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,13 +13,12 @@ from ...training.settings.run import TrainConfig, TrainingOptions
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import OWN_TO_VIDEOS, SimpleTunerDataset
 from ...training.simpletuner.read import SimpleTunerRun, read_run
-from .check import check_shape, convert, label
+from .check import convert, label
+from .constants import with_constants
 from .core_nodes import node_classes
 from .from_config import KEPT, NODE_OF, widget_fields
+from .from_ui import is_ui, read_workflow
 from .signature import is_link, signature_of
-
-BYPASSED, MUTED = 4, 2
-"""LiteGraph's `mode` of nodes that do not run."""
 
 T = TypeVar("T")
 
@@ -30,36 +29,25 @@ def run_of_workflow(workflow: Mapping[str, Any], where: str) -> SimpleTunerRun:
     Raises:
         ConfigError: no workflow, not exactly one TrainLoRA, or linked in a way that a configuration cannot express.
     """
-    kept: Mapping[str, Any] = {}
-    if isinstance(workflow, Mapping) and isinstance(workflow.get("nodes"), list):
-        kept = workflow.get("extra", {}).get(KEPT, {})
-        workflow = api_of_ui(workflow)
-    check_shape(workflow, where)
-    reader = _Reader(workflow, where)
-    trainers = [node_id for node_id, node in workflow.items() if node["class_type"] == NODE_OF[TrainConfig]]
+    graph = with_constants(read_workflow(workflow, where, node_classes()), node_classes())
+    trainers = [node_id for node_id, node in graph.items() if node["class_type"] == NODE_OF[TrainConfig]]
     if len(trainers) != 1:
         raise ConfigError(f"{where} has {len(trainers)} TrainLoRA; a configuration describes exactly one.")
-    kept = kept or workflow[trainers[0]].get("_meta", {}).get(KEPT, {})
-    return reader.run(trainers[0], kept.get("config", {}), kept.get("datasets", ()))
+    config, datasets = _kept(workflow.get("extra") if is_ui(workflow) else graph[trainers[0]].get("_meta"), where)
+    return _Reader(graph, where).run(trainers[0], config, datasets)
 
 
-def api_of_ui(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """The API format of a saved workflow, as far as it consists of nodes known here; others are left out."""
-    classes = node_classes()
-    running = [node for node in workflow["nodes"] if node.get("mode", 0) not in (BYPASSED, MUTED)]
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow.get("links", ())}
-    graph: dict[str, Any] = {}
-    for node in running:
-        if node.get("type") not in classes:
-            continue
-        slots = signature_of(classes[node["type"]]).widget_slots()
-        values = node.get("widgets_values") or []
-        inputs = {name: value for (name, _), value in zip(slots, values, strict=False) if name}
-        wired = {entry["name"]: sources.get(entry.get("link")) for entry in node.get("inputs", ())}
-        inputs |= {name: link for name, link in wired.items() if link is not None}
-        meta = {"title": node.get("title", node["type"])}
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
-    return graph
+def _kept(holder: Any, where: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """The two files that a workflow was imported from; empty if it was not."""
+    kept = holder.get(KEPT) if isinstance(holder, Mapping) else None
+    if kept is None:
+        return {}, ()
+    config, datasets = (kept.get("config"), kept.get("datasets")) if isinstance(kept, Mapping) else (None, None)
+    if not isinstance(config, Mapping) or not isinstance(datasets, list):
+        raise ConfigError(
+            f"{where}: its entry {KEPT!r}, the configuration that it was imported from, is damaged. Remove the entry."
+        )
+    return config, datasets
 
 
 class _Reader:

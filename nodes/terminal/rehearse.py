@@ -11,13 +11,14 @@ from ...training.errors import ConfigError, LongCatError
 from ...training.files import read_json
 from ...training.rehearsal.report import RehearsalError, RehearsalReport
 from ...training.rehearsal.stages import RehearsalStages
-from ..graph.check import check_shape, find_faults, label, repaired, with_sources
+from ..graph.check import find_faults, label, repaired, with_sources
+from ..graph.constants import with_constants
 from ..graph.core_nodes import node_classes
 from ..graph.description import to_api
 from ..graph.from_config import training_graph
+from ..graph.from_ui import is_ui, read_workflow
 from ..graph.override import apply_settings
 from ..graph.runner import NodeEvent, run_graph
-from ..graph.to_config import api_of_ui
 from ..host import use_host
 from ..types import TrainedLora
 from .host import StopFlag, TerminalHost
@@ -42,7 +43,7 @@ def rehearsals(
     graph, host = _graph_of(path, home, stop)
     with use_host(host):
         classes = node_classes()
-        graph = apply_settings(graph, settings, classes)
+        graph = with_constants(apply_settings(graph, settings, classes), classes)
         graph, faults = repaired(_rehearsed(_needed_to_train(graph, path)), classes)
         wiring = find_faults(graph, classes)
     if wiring:
@@ -60,15 +61,12 @@ def _graph_of(path: Path, home: Path, stop: StopFlag) -> tuple[dict[str, Any], T
         path, ConfigError, "Give the path of a workflow or of a config.json.", kind=object, comments=True
     )
     host = TerminalHost(home, stop=stop)
-    if isinstance(content, Mapping) and isinstance(content.get("nodes"), list):
-        with use_host(host):
-            return api_of_ui(content), host
-    if isinstance(content, Mapping) and content and not any(_is_node(value) for value in content.values()):
+    if isinstance(content, Mapping) and content and not is_ui(content) and not any(map(_is_node, content.values())):
         run, host = read_training(path, {}, home, stop)
         with use_host(host):
             return to_api(training_graph(run, run.train.run_name), node_classes()), host
-    check_shape(content, str(path))
-    return dict(content), host
+    with use_host(host):
+        return read_workflow(content, str(path), node_classes()), host
 
 
 def _is_node(value: Any) -> bool:
