@@ -34,6 +34,9 @@ VIRTUAL = (PRIMITIVE, "Note", "MarkdownNote", *PASSED_ON, *GETTER)
 REPLACE = "Run widget replace on values"
 """Property of a PrimitiveNode: text like %Node.widget% is replaced in its value."""
 
+MOST_NODES = 100_000
+"""Subgraphs inside each other multiply."""
+
 MISSING = object()
 """A value that is not known."""
 
@@ -87,27 +90,30 @@ def api_of_ui(workflow: Mapping[str, Any], where: str, classes: Mapping[str, typ
     Raises:
         ConfigError: the file is damaged, or says something that is not understood; names the node.
     """
-    return _Converter(workflow, where, classes).graph()
+    try:
+        return _Converter(workflow, where, classes).graph()
+    except RecursionError as error:
+        raise ConfigError(f"{where}: its links or subgraphs lead too deep, or in a circle. {SAVE_AGAIN}") from error
 
 
 class _Converter:
     def __init__(self, workflow: Mapping[str, Any], where: str, classes: Mapping[str, type]) -> None:
-        self.reader = WorkflowReader(where, classes)
+        reader = WorkflowReader(where, classes)
         self.where = where
         self.classes = classes
-        self.definitions = self.reader.definitions(workflow)
-        self.root = _Scope(self.reader.graph(workflow))
+        self.definitions = reader.definitions(workflow)
+        self.root = _Scope(reader.graph(workflow))
 
     def graph(self) -> dict[str, Any]:
-        return {
-            scope.id_of(node): {
-                "class_type": node.type,
-                "inputs": self._inputs(scope, node),
-                "_meta": {"title": node.title or node.type},
-            }
-            for scope, node in self._nodes(self.root)
-            if node.mode not in (MUTED, BYPASSED) and node.type not in VIRTUAL
-        }
+        graph: dict[str, Any] = {}
+        for scope, node in self._nodes(self.root):
+            if node.mode in (MUTED, BYPASSED) or node.type in VIRTUAL:
+                continue
+            if len(graph) == MOST_NODES:
+                raise ConfigError(f"{self.where} has more than {MOST_NODES:,} nodes in its subgraphs. {SAVE_AGAIN}")
+            meta = {"title": node.title or node.type}
+            graph[scope.id_of(node)] = {"class_type": node.type, "inputs": self._inputs(scope, node), "_meta": meta}
+        return graph
 
     def _nodes(self, scope: _Scope) -> Iterator[tuple[_Scope, SavedNode]]:
         """The nodes of a graph and of the subgraphs in it; instances themselves are left out."""
@@ -138,12 +144,12 @@ class _Converter:
             elif source is not None:
                 inputs[entry.name] = source
         for name, value in inputs.items():
-            if value is MISSING:
+            if value is MISSING and node.type in self.classes:
                 raise ConfigError(
                     f"{self.where}: the value of {name} of {node.label} is not known: it comes from a node that is not"
                     " known here. Set it in the node itself."
                 )
-        return inputs
+        return {name: value for name, value in inputs.items() if value is not MISSING}
 
     def _widget(self, scope: _Scope, node: SavedNode, name: str) -> Any:
         """What the widget itself shows, before links are followed."""
@@ -289,8 +295,11 @@ class _Converter:
         target = self._shown(scope.graph, name)
         assert target is not None
         inner, entry = target
-        if by_entry.get((inner.id, entry.name), None) is not None:
+        if (inner.id, entry.name) in by_entry:
             return _Value(by_entry[inner.id, entry.name])
+        kept = self._set_aside(scope.host)
+        if name in kept:
+            return _Value(kept[name])
         place = shown.index(name)
         values = scope.host.saved_values
         if place < len(values) and values[place] is not None:
@@ -330,6 +339,16 @@ class _Converter:
                 plain = name if node.input(name) is not None else re.sub(r"^(\s*\d+\s*:)+\s*", "", name)
                 found[node.id, plain] = host.saved_values[place]
         return found
+
+    def _set_aside(self, host: SavedNode) -> dict[str, Any]:
+        """Input -> value of the entries that the frontend could not bring over from `proxyWidgets`, but keeps."""
+        entries = host.properties.get("proxyWidgetErrorQuarantine")
+        kept: dict[str, Any] = {}
+        for each in entries if isinstance(entries, list) else ():
+            entry = each.get("originalEntry") if isinstance(each, Mapping) else None
+            if isinstance(entry, list) and len(entry) > 1 and entry[0] == "-1" and each.get("hostValue") is not None:
+                kept.setdefault(str(entry[1]), each["hostValue"])
+        return kept
 
     def _given(self, scope: _Scope, host: SavedNode) -> dict[tuple[str, str], Any]:
         """`_by_entry`, with what the subgraph around gives to the same widgets."""

@@ -84,7 +84,7 @@ class WorkflowReader:
 
     def graph(self, raw: Mapping[str, Any]) -> SavedGraph:
         nodes = [self.node(entry) for entry in self.entries(raw.get("nodes"), "nodes")]
-        links = raw.get("links") or []
+        links = [] if raw.get("links") is None else raw["links"]
         if not isinstance(links, list):
             raise self.damaged("links is no list")
         return SavedGraph(

@@ -100,7 +100,8 @@ class _Reader:
         source = self.source(node_id, name, NODE_OF[DatasetConfig], "PairDatasets", "LongCatJoinDatasets")
         kind = self.graph[source]["class_type"]
         if kind == "LongCatJoinDatasets":
-            return [*self.sets(source, "first"), *self.sets(source, "second")]
+            linked = [side for side in ("first", "second") if self.linked(source, side)]
+            return [each for side in linked or ("first",) for each in self.sets(source, side)]
         if kind == "PairDatasets":
             targets, references = (
                 self.dataset(self.source(source, side, NODE_OF[DatasetConfig])) for side in ("targets", "references")

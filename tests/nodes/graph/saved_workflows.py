@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from comfyui_longcat.nodes.graph.core_nodes import node_classes
+from comfyui_longcat.nodes.graph.signature import signature_of
+
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "saved_workflows"
 
 MUTED, BYPASSED = 2, 4
@@ -125,7 +128,7 @@ def plain() -> Sheet:
     return Sheet(json.loads((FOLDER / "plain.json").read_text(encoding="utf-8")))
 
 
-def _into_subgraph(sheet: Sheet, inner: tuple[int, ...], name: str = "made") -> tuple[Sheet, int]:
+def into_subgraph(sheet: Sheet, inner: tuple[int, ...], name: str = "made") -> tuple[Sheet, int]:
     """Moves nodes into a subgraph, as the frontend does; returns the definition and its instance's id."""
     content = sheet.content
     definition = {
@@ -376,35 +379,35 @@ def strange_modes(sheet: Sheet) -> None:
 
 
 def subgraph_of_caches(sheet: Sheet) -> None:
-    _into_subgraph(sheet, (LATENTS, TEXT))
+    into_subgraph(sheet, (LATENTS, TEXT))
 
 
 def subgraph_with_trainer(sheet: Sheet) -> None:
-    _into_subgraph(sheet, (OPTIONS, TRAINER))
+    into_subgraph(sheet, (OPTIONS, TRAINER))
 
 
 def subgraph_muted(sheet: Sheet) -> None:
-    _, instance = _into_subgraph(sheet, (OPTIONS,))
+    _, instance = into_subgraph(sheet, (OPTIONS,))
     sheet.node(instance)["mode"] = MUTED
 
 
 def subgraph_bypassed(sheet: Sheet) -> None:
-    _, instance = _into_subgraph(sheet, (JOIN,))
+    _, instance = into_subgraph(sheet, (JOIN,))
     sheet.node(instance)["mode"] = BYPASSED
 
 
 def muted_in_subgraph(sheet: Sheet) -> None:
-    sub, _ = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, _ = into_subgraph(sheet, (OPTIONS, TRAINER))
     sub.node(OPTIONS)["mode"] = MUTED
 
 
 def bypassed_in_subgraph(sheet: Sheet) -> None:
-    sub, _ = _into_subgraph(sheet, (SET_B, JOIN))
+    sub, _ = into_subgraph(sheet, (SET_B, JOIN))
     sub.node(JOIN)["mode"] = BYPASSED
 
 
 def reroutes_around_subgraph(sheet: Sheet) -> None:
-    sub, instance = _into_subgraph(sheet, (LATENTS, TEXT))
+    sub, instance = into_subgraph(sheet, (LATENTS, TEXT))
     sheet.between(TRAINER, "cache", "Reroute")
     new = sub.add("Reroute", inputs=(("", "*"),), outputs=(("", "*"),))
     link = next(link for link in sub.content["links"] if link["target_id"] == LATENTS and link["origin_id"] == INPUTS)
@@ -416,7 +419,7 @@ def reroutes_around_subgraph(sheet: Sheet) -> None:
 
 
 def subgraph_nested(sheet: Sheet) -> None:
-    sub, _ = _into_subgraph(sheet, (LATENTS, TEXT, OPTIONS, TRAINER), "outer")
+    sub, _ = into_subgraph(sheet, (LATENTS, TEXT, OPTIONS, TRAINER), "outer")
     _nest(sheet, sub, (LATENTS, TEXT))
 
 
@@ -430,7 +433,7 @@ def _nest(sheet: Sheet, outer: Sheet, inner: tuple[int, ...]) -> tuple[Sheet, in
         or (link["target_id"] in inner and link["origin_id"] in ends)
     ]
     content["links"] = [link for link in content["links"] if link not in crossing]
-    sub, instance = _into_subgraph(outer, inner, "inner")
+    sub, instance = into_subgraph(outer, inner, "inner")
     for link in crossing:
         if link["origin_id"] == INPUTS:
             entry = sub.node(link["target_id"])["inputs"][link["target_slot"]]
@@ -451,20 +454,20 @@ def _nest(sheet: Sheet, outer: Sheet, inner: tuple[int, ...]) -> tuple[Sheet, in
 
 
 def nested_muted(sheet: Sheet) -> None:
-    sub, _ = _into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
+    sub, _ = into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
     _, instance = _nest(sheet, sub, (OPTIONS,))
     sub.node(instance)["mode"] = MUTED
 
 
 def promoted(sheet: Sheet) -> None:
-    sub, instance = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, instance = into_subgraph(sheet, (OPTIONS, TRAINER))
     promote(sheet, sub, (instance,), TRAINER, "lora_rank")
     promote(sheet, sub, (instance,), TRAINER, "run_name")
     sheet.node(instance)["widgets_values"] = [5, "promoted"]
 
 
 def promoted_without_values(sheet: Sheet) -> None:
-    sub, instance = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, instance = into_subgraph(sheet, (OPTIONS, TRAINER))
     promote(sheet, sub, (instance,), TRAINER, "lora_rank")
 
 
@@ -481,7 +484,7 @@ def promoted_and_fed(sheet: Sheet) -> None:
 
 
 def promoted_to_two(sheet: Sheet) -> None:
-    sub, instance = _into_subgraph(sheet, (SET_A, SET_B, JOIN))
+    sub, instance = into_subgraph(sheet, (SET_A, SET_B, JOIN))
     promote(sheet, sub, (instance,), SET_A, "caption_strategy")
     sub.link(INPUTS, 0, SET_B, "caption_strategy")
     promote(sheet, sub, (instance,), SET_B, "instance_data_dir")
@@ -490,7 +493,7 @@ def promoted_to_two(sheet: Sheet) -> None:
 
 def promoted_twice(sheet: Sheet) -> None:
     """Through two subgraphs; the outer one's value counts."""
-    sub, outer = _into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
+    sub, outer = into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
     deep, inner = _nest(sheet, sub, (OPTIONS, TRAINER))
     promote(sub, deep, (inner,), TRAINER, "lora_rank")
     promote(sub, deep, (inner,), TRAINER, "run_name")
@@ -505,7 +508,7 @@ def promoted_twice_without_values(sheet: Sheet) -> None:
 
 
 def two_instances(sheet: Sheet) -> None:
-    sub, first = _into_subgraph(sheet, (SET_A,))
+    sub, first = into_subgraph(sheet, (SET_A,))
     promote(sheet, sub, (first,), SET_A, "id")
     promote(sheet, sub, (first,), SET_A, "instance_data_dir")
     second = copy.deepcopy(sheet.node(first))
@@ -520,7 +523,7 @@ def two_instances(sheet: Sheet) -> None:
 
 
 def older_promotion(sheet: Sheet, values: list[Any] | None = None, entries: list[list[str]] | None = None) -> None:
-    sub, instance = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, instance = into_subgraph(sheet, (OPTIONS, TRAINER))
     sheet.node(instance)["properties"]["proxyWidgets"] = entries or [
         [str(TRAINER), "lora_rank"],
         [str(TRAINER), "run_name"],
@@ -546,8 +549,30 @@ def older_promotion_of_the_host(sheet: Sheet) -> None:
     sheet.node(instance)["properties"]["proxyWidgets"] = [["-1", "lora_rank"], ["-1", "run_name"]]
 
 
+def older_promotion_set_aside(sheet: Sheet) -> None:
+    promoted(sheet)
+    sheet.node(sheet.content["last_node_id"])["properties"]["proxyWidgetErrorQuarantine"] = [
+        {
+            "originalEntry": ["-1", "run_name"],
+            "reason": "missingSourceNode",
+            "attemptedAtVersion": 1,
+            "hostValue": "set aside",
+        }
+    ]
+
+
+def promoted_of_an_unknown_node(sheet: Sheet) -> None:
+    """Its place among the values counts, though nobody here reads it."""
+    sub, instance = into_subgraph(sheet, (OPTIONS, TRAINER))
+    sampler = sub.add("KSampler", [1, "fixed", 20, 8.0, "euler", "simple", 1.0], inputs=(("steps", "INT"),))
+    sub.entry(sampler, "steps")["widget"] = {"name": "steps"}
+    promote(sheet, sub, (instance,), sampler, "steps")
+    promote(sheet, sub, (instance,), TRAINER, "lora_rank")
+    sheet.node(instance)["widgets_values"] = [30, 5]
+
+
 def older_promotion_nested(sheet: Sheet) -> None:
-    sub, outer = _into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
+    sub, outer = into_subgraph(sheet, (VALIDATION, OPTIONS, TRAINER), "outer")
     _, inner = _nest(sheet, sub, (OPTIONS, TRAINER))
     sub.node(inner)["properties"]["proxyWidgets"] = [[str(TRAINER), "lora_rank"], [str(TRAINER), "run_name"]]
     sheet.node(outer)["properties"]["proxyWidgets"] = [[str(inner), "lora_rank"]]
@@ -555,12 +580,12 @@ def older_promotion_nested(sheet: Sheet) -> None:
 
 
 def primitive_in_subgraph(sheet: Sheet) -> None:
-    sub, _ = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, _ = into_subgraph(sheet, (OPTIONS, TRAINER))
     sub.feed(TRAINER, "lora_rank", "PrimitiveNode", [5, "fixed"])
 
 
 def primitive_promoted(sheet: Sheet) -> None:
-    sub, instance = _into_subgraph(sheet, (OPTIONS, TRAINER))
+    sub, instance = into_subgraph(sheet, (OPTIONS, TRAINER))
     new = sub.feed(TRAINER, "lora_rank", "PrimitiveNode", [5, "fixed"])
     sheet.node(instance)["properties"]["proxyWidgets"] = [[str(new), "value"]]
     sheet.node(instance)["widgets_values"] = [7]
@@ -575,8 +600,8 @@ def subgraph_without_widget_inputs(sheet: Sheet) -> None:
 
 def two_in_a_row(sheet: Sheet) -> None:
     """One subgraph feeds another."""
-    _into_subgraph(sheet, (SET_A, SET_B, JOIN), "data")
-    _into_subgraph(sheet, (LATENTS, TEXT), "caches")
+    into_subgraph(sheet, (SET_A, SET_B, JOIN), "data")
+    into_subgraph(sheet, (LATENTS, TEXT), "caches")
 
 
 def extra_inputs(sheet: Sheet) -> None:
@@ -640,6 +665,8 @@ CHANGES: dict[str, Callable[[Sheet], None]] = {
         older_promotion_with_values,
         older_promotion_of_an_input,
         older_promotion_of_the_host,
+        older_promotion_set_aside,
+        promoted_of_an_unknown_node,
         older_promotion_nested,
         primitive_in_subgraph,
         primitive_promoted,
@@ -669,3 +696,44 @@ def saved_workflows() -> dict[str, dict[str, Any]]:
         made[name] = plain()
         change(made[name])
     return {name: sheet.content for name, sheet in made.items()}
+
+
+ANSWERS = FOLDER / "frontend_answers.json"
+
+
+def stored_answers() -> dict[str, dict[str, Any]]:
+    """The API graph that ComfyUI's page made of each of `saved_workflows`."""
+    stored = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    return {
+        name: {node_id: stored["plain"][node_id] if node is None else node for node_id, node in graph.items()}
+        for name, graph in stored.items()
+    }
+
+
+def store_answers(answers: dict[str, dict[str, Any]]) -> None:
+    """A node that is as in the plain workflow is stored as null."""
+    plain = answers["plain"]
+    stored = {
+        name: {key: None if graph is not plain and node == plain.get(key) else node for key, node in graph.items()}
+        for name, graph in answers.items()
+    }
+    ANSWERS.write_text(json.dumps(stored, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def compared(graph: dict[str, Any], workflow: dict[str, Any]) -> dict[str, Any]:
+    """What of an API graph must be equal.
+
+    Left out: nodes that are not known here, and titles that the file does not hold. Widgets that are newer than the
+    file, or than a stored answer, have their defaults.
+    """
+    classes = node_classes()
+    sheets = [workflow, *workflow.get("definitions", {}).get("subgraphs", ())]
+    titled = {str(node["id"]) for sheet in sheets for node in sheet["nodes"] if node.get("title")}
+    known = {}
+    for node_id, node in graph.items():
+        if node.get("class_type") in classes:
+            specs = signature_of(classes[node["class_type"]]).inputs
+            defaults = {spec.name: spec.default for spec in specs if spec.is_widget}
+            title = node["_meta"] if node_id.split(":")[-1] in titled else None
+            known[node_id] = (node["class_type"], {**defaults, **node["inputs"]}, title)
+    return known
