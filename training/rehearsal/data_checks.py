@@ -12,12 +12,12 @@ from ..data.records import ClipRecord, Record
 from ..models.image.prompt import whole_prompt
 from ..models.video.prompt import clean_prompt
 from ..settings.flavours import IMAGE_FAMILY
-from ..settings.geometry import PROMPT_SLOTS, Size
+from ..settings.geometry import BUCKET_ALIGNMENT, PROMPT_SLOTS, Size
 from ..weights.spec import ModelSpec
 from .cache import RealData
 
 ENLARGED = 1.05
-"""A picture that is stretched by more is reported."""
+"""A picture that is stretched by more is named, and each that is smaller than the smallest bucket."""
 
 OTHER_ASPECT = 1.02
 """Between the aspects of a target and its reference; more than that, and the crop shows another part."""
@@ -66,18 +66,20 @@ def _sizes_of(records: Sequence[Record]) -> dict[Path, Size]:
 
 
 def _enlarged(records: Sequence[Record], sizes: dict[Path, Size]) -> list[str]:
-    stretched: dict[Path, str] = {}
+    """The smallest are named first."""
+    stretched: dict[Path, tuple[float, str]] = {}
     for record in records:
         for path in (record.target, *record.references):
             (width, height), (wide, high) = sizes[path], record.bucket
             factor = max(wide / width, high / height)
-            if factor > ENLARGED:
-                stretched[path] = f"{path.parent.name}/{path.name} ({width}x{height} to {wide}x{high})"
+            if factor > ENLARGED or min(width, height) < BUCKET_ALIGNMENT:
+                stretched[path] = (-factor, f"{path.parent.name}/{path.name} ({width}x{height} to {wide}x{high})")
     if not stretched:
         return []
+    names = [text for _, text in sorted(stretched.values())]
     return [
         f"{len(stretched)} of {len(sizes)} files are smaller than the size they are trained at, and get enlarged:"
-        f" {shown(list(stretched.values()))}. Lower the resolution, or leave them out: the LoRA learns the blur."
+        f" {shown(names)}. Lower the resolution, or leave them out: the LoRA learns the blur."
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,17 @@ def test_report_says_when_nothing_would_fail():
         "What may surprise:",
         "- c",
     ]
+
+
+def test_small_pictures_are_counted_and_the_smallest_named_first(tmp_path):
+    run = real_run(tmp_path)
+    records = []
+    for side in (*range(700, 712), 48, 63):
+        picture = tmp_path / f"{side}.png"
+        Image.new("RGB", (side, side)).save(picture)
+        bucket = (64, 64) if side == 63 else (768, 768)
+        records.append(Record(name=f"{side}", target=picture, references=(), caption="a dog", bucket=bucket))
+    dataset = replace(run.data.dataset, records=tuple(records))
+    found = look_at(replace(run, data=replace(run.data, dataset=dataset)))
+    (told,) = [line for line in found.surprises if "get enlarged" in line]
+    assert told.startswith("14 of 14 files are smaller") and ": " + tmp_path.name + "/48.png (48x48 to 768x768)" in told
