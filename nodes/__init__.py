@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import data, encode, load, lora, sample, train
+from .entrance import with_entrance
 
 
 def _merged() -> dict[str, type]:
@@ -15,7 +16,7 @@ def _merged() -> dict[str, type]:
     return merged
 
 
-NODES: dict[str, type] = _merged()
+NODES: dict[str, type] = with_entrance(_merged())
 """Node id -> class. Ids are forever: saved workflows hold them."""
 
 NODE_CLASS_MAPPINGS = NODES

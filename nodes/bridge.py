@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
+import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.errors import LongCatError, StoppedByUserError
+from ..training.errors import StoppedByUserError
 from ..training.events import (
     Event,
     ReportReady,
@@ -21,8 +22,10 @@ from ..training.events import (
     StageProgress,
     StepReport,
     WarningRaised,
+    phase_after,
 )
 from ..training.paths import AllowedRoots
+from ..training.resources import machine_faults_named
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
     from ..training.weights.choice import SingleFileDirs
 
+logger = logging.getLogger(__name__)
+
+ONE_OF_TWO = "Workflows of the other pack cannot run; remove the one that you do not need."
+
 SECONDS_BETWEEN_MESSAGES = 0.25
 """A fast run has hundreds of steps a second; the browser gets a few of them."""
 
@@ -38,11 +45,40 @@ DATA_ROOTS_VARIABLE = "LONGCAT_DATA_ROOTS"
 DATA_ROOTS_FILE = "longcat_data_roots.txt"
 """In the user folder's part that HTTP cannot reach: one allowed folder a line."""
 
-OUT_OF_MEMORY = (
-    "Not enough memory. What helps, in this order: base_model_precision int8-quanto, gradient_checkpointing on,"
-    " train_batch_size 1, blocks_to_swap (10, then 30), a lower resolution (of the datasets and of validation), a lower"
-    " lora_rank."
-)
+
+def watch_node_ids(ours: Mapping[str, type]) -> None:
+    """Lets ComfyUI's log name the ids that another pack has as well, once all packs are loaded: only one can be used.
+
+    Without a ComfyUI that is starting, nothing happens.
+    """
+    core, server = sys.modules.get("nodes"), sys.modules.get("server")
+    table = getattr(core, "NODE_CLASS_MAPPINGS", None)
+    app = getattr(getattr(getattr(server, "PromptServer", None), "instance", None), "app", None)
+    if table is None or app is None or app.frozen:
+        return
+    before = {node_id: table[node_id] for node_id in ours if node_id in table}
+
+    async def warn(_app: Any) -> None:
+        for pack, ids in _foreign(before, ours).items():
+            logger.warning(
+                "ComfyUI-LongCat replaces nodes of %s, which have the same ids: %s. %s", pack, ids, ONE_OF_TWO
+            )
+        for pack, ids in _foreign(table, ours).items():
+            logger.warning(
+                "%s replaces nodes of ComfyUI-LongCat, which have the same ids: %s. %s", pack, ids, ONE_OF_TWO
+            )
+
+    app.on_startup.append(warn)
+
+
+def _foreign(table: Mapping[str, type], ours: Mapping[str, type]) -> dict[str, str]:
+    """Pack -> those of our ids that it has in `table`."""
+    found: dict[str, list[str]] = {}
+    for node_id in ours:
+        node = table.get(node_id, ours[node_id])
+        if node is not ours[node_id]:
+            found.setdefault(getattr(node, "RELATIVE_PYTHON_MODULE", node.__module__), []).append(node_id)
+    return {pack: ", ".join(ids) for pack, ids in found.items()}
 
 
 class ComfyHost:
@@ -103,6 +139,10 @@ class ComfyHost:
     def cache_dir(self) -> Path:
         return _output_dir() / "longcat-cache"
 
+    def cache_roots(self) -> AllowedRoots:
+        own = self.cache_dir()
+        return AllowedRoots(bases=(own,), roots=(own, *_owner_roots()))
+
     def callbacks(self, node_id: str | None) -> ComfyCallbacks:
         return ComfyCallbacks(node_id)
 
@@ -129,16 +169,14 @@ class ComfyHost:
         management.soft_empty_cache()
         try:
             # ComfyUI runs nodes in inference mode, and weights born there could never be trained.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), machine_faults_named(lambda: callbacks.phase):
                 yield callbacks
         except StoppedByUserError as stopped:
-            _end(callbacks, "stopped", stopped)
+            callbacks.announce_end("stopped", str(stopped))
             management.interrupt_current_processing(False)
             raise management.InterruptProcessingException() from None
         except Exception as error:
-            _end(callbacks, "failed", error)
-            if management.is_oom(error):
-                raise LongCatError(f"{OUT_OF_MEMORY} ({error})") from None
+            callbacks.announce_end("failed", str(error))
             raise
         finally:
             gc.collect()
@@ -156,6 +194,7 @@ class ComfyCallbacks:
 
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
+        self.phase = "before the first stage"
         self._run: RunStarted | None = None
         self._step = 0
         self._last_message = 0.0
@@ -164,6 +203,7 @@ class ComfyCallbacks:
         self._bar_name = ""
 
     def on_event(self, event: Event) -> None:
+        self.phase = phase_after(event, self.phase)
         if isinstance(event, StageProgress):
             self._show_progress(event.stage, event.done, event.total, event.preview)
             if self._is_due(event.done == event.total):
@@ -243,12 +283,6 @@ class ComfyCallbacks:
 
         if self.node_id is not None:
             PromptServer.instance.send_progress_text(text, self.node_id)
-
-
-def _end(callbacks: ComfyCallbacks, state: str, error: Exception) -> None:
-    # The frames of the traceback would keep models and activations in memory for as long as it is shown.
-    traceback.clear_frames(error.__traceback__)
-    callbacks.announce_end(state, str(error))
 
 
 def _status_line(report: StepReport) -> str:

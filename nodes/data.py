@@ -306,15 +306,12 @@ def dataset_folder(name: str) -> Path:
 
 
 def cache_folder(name: str, what: str) -> Path:
-    """A folder below the host's cache folder, or an absolute one inside the allowed data folders.
+    """A folder below the host's cache folder, or an absolute one where the host allows it.
 
     Raises:
         PathError: neither.
     """
-    host = current_host()
-    roots = host.data_roots()
-    bounds = None if roots.roots is None else (*roots.roots, host.cache_dir())
-    return replace(roots, bases=(host.cache_dir(),), roots=bounds).resolve_new(name, what)
+    return current_host().cache_roots().resolve_new(name, what)
 
 
 def _which_exist(*names: str) -> str:

@@ -58,6 +58,10 @@ class Host(Protocol):
         """`output/longcat-cache`: relative cache folders of a workflow lie below it."""
         ...
 
+    def cache_roots(self) -> AllowedRoots:
+        """Where cache folders may lie; relative ones below `cache_dir`."""
+        ...
+
     def callbacks(self, node_id: str | None) -> Callbacks:
         """Progress, previews and the stop button of node `node_id`: for what loads nothing."""
         ...
@@ -70,7 +74,8 @@ class Host(Protocol):
     def work(self, node_id: str | None) -> contextlib.AbstractContextManager[Callbacks]:
         """Around everything that loads, encodes, trains or samples: other models out of memory, inference mode off,
         gradients off (the trainer switches them on), memory given back at the end, also after an error. Gives the
-        node's `callbacks`. A `StoppedByUserError` leaves it as the host's own kind of interruption."""
+        node's `callbacks`. A `StoppedByUserError` leaves it as the host's own kind of interruption, too little memory
+        or disk as `machine_faults_named` says it."""
         ...
 
 

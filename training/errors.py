@@ -50,5 +50,13 @@ class NonFiniteError(LongCatError):
     """NaN or infinity in a trained adapter, or in what was sampled; nothing of it was written or shown."""
 
 
+class OutOfMemoryError(LongCatError):
+    """The device or the machine has too little memory."""
+
+
+class DiskError(LongCatError):
+    """A disk is full, or a place cannot be read or written."""
+
+
 class StoppedByUserError(LongCatError):
     """The user asked to stop; raised after everything has been saved."""

@@ -78,6 +78,17 @@ Event = (
 )
 
 
+def phase_after(event: Event, before: str) -> str:
+    """What goes on after `event`, in words such as "caching latents 3/12"; `before` where it says nothing of it."""
+    if isinstance(event, StageProgress):
+        return f"{event.stage} {event.done}/{event.total}"
+    if isinstance(event, RunStarted):
+        return f"training, step {event.first_step}/{event.total_steps}"
+    if isinstance(event, StepReport):
+        return f"training, after step {event.step}/{event.total_steps}"
+    return before
+
+
 class Callbacks(Protocol):
     """The outside of a long stage. Exceptions raised in `on_event` propagate and end the stage."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...training.errors import LongCatError, StoppedByUserError
+from ...training.resources import machine_faults_named
 from ..graph.core_nodes import draw_missing_samples, node_classes
 from ..graph.override import apply_settings
 from ..graph.runner import read_graph, run_graph
@@ -46,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stop.on_signals():
             if words:
                 args.keys = read_flags(words)
-            return args.command(args, stop)
+            with machine_faults_named(lambda: "longcat"):
+                return args.command(args, stop)
     except StoppedByUserError as error:
         _complain(f"{error}\nEverything that was finished is saved; the same command continues from there.")
         return EXIT_STOPPED
-    except (LongCatError, OSError) as error:
+    except LongCatError as error:
         if args.debug:
             raise
         _complain(f"error: {error}")

@@ -23,8 +23,10 @@ from ...training.events import (
     StageProgress,
     StepReport,
     WarningRaised,
+    phase_after,
 )
 from ...training.paths import AllowedRoots
+from ...training.resources import machine_faults_named
 from ..graph.runner import NodeEvent, NodeReported
 
 if TYPE_CHECKING:
@@ -153,6 +155,9 @@ class TerminalHost:
     def cache_dir(self) -> Path:
         return self.output_dir() / "longcat-cache"
 
+    def cache_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=(self.cache_dir(),))
+
     def wrote(self, path: Path) -> None:
         """Remembers a file for the list at the end."""
         if path not in self.files:
@@ -170,9 +175,10 @@ class TerminalHost:
         """Normal tensors, no gradients (the trainer switches them on); memory is freed at the end."""
         import torch
 
+        callbacks = TerminalCallbacks(self)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                yield self.callbacks(node_id)
+            with torch.inference_mode(False), torch.no_grad(), machine_faults_named(lambda: callbacks.phase):
+                yield callbacks
         finally:
             self.bar.close()
             gc.collect()
@@ -230,11 +236,13 @@ class TerminalCallbacks:
     def __init__(self, host: TerminalHost) -> None:
         self.host = host
         self.bar = host.bar
+        self.phase = "before the first stage"
 
     def should_stop(self) -> bool:
         return self.host.stop.is_set()
 
     def on_event(self, event: Event) -> None:
+        self.phase = phase_after(event, self.phase)
         if isinstance(event, StageProgress):
             self.bar.show(event.stage, event.done, event.total)
         elif isinstance(event, StepReport):

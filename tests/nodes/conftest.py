@@ -53,6 +53,9 @@ class FolderHost:
     def cache_dir(self) -> Path:
         return self.home / "output" / "longcat-cache"
 
+    def cache_roots(self) -> AllowedRoots:
+        return AllowedRoots(bases=(self.cache_dir(),), roots=(self.cache_dir(),))
+
     def callbacks(self, node_id: str | None) -> "FolderHost":
         return self
 
