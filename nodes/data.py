@@ -315,8 +315,11 @@ def cache_folder(name: str, what: str) -> Path:
 
 
 def _which_exist(*names: str) -> str:
-    """Differs after a cache folder was deleted, so that ComfyUI runs the node again instead of remembering it."""
-    return ",".join(str(cache_folder(name, "cache folder").is_dir()) for name in names)
+    """Differs after a cache folder was deleted or a cache file refused, so that ComfyUI runs the node again instead of
+    remembering it."""
+    from ..training.caches.store import refused_reads
+
+    return f"{[cache_folder(name, 'cache folder').is_dir() for name in names]} {refused_reads()}"
 
 
 NODES: dict[str, type] = {

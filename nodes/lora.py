@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..training.errors import LoraFileError
 from ..training.files import state_of
 from ..training.lora.families import LAYOUTS, PORTABLE
-from ..training.paths import check_name
+from ..training.lora.scale import PEFT_CONFIG
+from ..training.paths import MOVE_OR_ALLOW, AllowedRoots, check_name
 from ..training.weights.spec import LoraUse
 from .host import current_host
 from .types import LONGCAT_LORA, LONGCAT_MODEL, TrainedLora, Widget, socket, text
@@ -132,19 +135,33 @@ def _find_lora(name: str, node: str) -> Path | None:
     """The file called `name` below the LoRA folders; None for "none".
 
     Raises:
-        LoraFileError: there is no such file, or it lies outside these folders.
+        LoraFileError: there is no such file, or it lies outside these folders, or is a link that leads out of the
+            allowed ones.
     """
     if name == NO_LORA:
         return None
     folders = [folder.resolve() for folder in current_host().lora_dirs()]
     for folder in folders:
         path = folder / name
-        if path.is_file() and ".." not in Path(name).parts and path.is_relative_to(folder):
+        # Not Path.is_file, which raises for names that are too long.
+        if os.path.isfile(path) and ".." not in Path(name).parts and path.is_relative_to(folder):
+            _refuse_links_out(path, folders, node)
             return path
     raise LoraFileError(
         f"{node}.lora_name is {name!r}; there is no such file below {', '.join(map(str, folders))}."
         " Choose one from the list (press R to read it again)."
     )
+
+
+def _refuse_links_out(path: Path, folders: Sequence[Path], node: str) -> None:
+    roots = current_host().data_roots().roots
+    allowed = AllowedRoots(bases=tuple(folders), roots=None if roots is None else (*roots, *folders))
+    for file in (path, path.with_name(PEFT_CONFIG)):
+        if not allowed.contains(file):
+            raise LoraFileError(
+                f"{node}.lora_name is {path.name!r}, but {file} is a link that leads out of the allowed folders."
+                f" {MOVE_OR_ALLOW}"
+            )
 
 
 def _state_of(path: Path | None) -> str:

@@ -14,7 +14,7 @@ from comfyui_longcat.nodes.terminal.host import TerminalHost
 from comfyui_longcat.nodes.terminal.rehearse import rehearsals
 from comfyui_longcat.nodes.terminal.train import export_config
 from comfyui_longcat.nodes.terminal.validate import newest_lora
-from comfyui_longcat.training.caches.store import Item, fill
+from comfyui_longcat.training.caches.store import INDEX_NAME, Item, fill
 from comfyui_longcat.training.data.caption_files import read_json_caption, read_json_table
 from comfyui_longcat.training.errors import (
     CheckpointError,
@@ -200,8 +200,8 @@ def test_a_byte_order_mark_and_the_deepest_level_are_read(tmp_path):
 def test_what_is_only_help_is_passed_over(fault, tmp_path):
     """Index of a cache, manifest and events of a run: everything goes on without them."""
     run, cache = tmp_path / "output" / "longcat" / "run", tmp_path / "cache"
-    for path in (run / "manifest.json", cache / "index.json"):
-        path.parent.mkdir(parents=True)
+    for path in (run / "manifest.json", cache / "index.json", cache / INDEX_NAME):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(BROKEN[fault])
     events = b'{"event": "StepReport", "step": 1, "loss": 0.5}\n' + BROKEN[fault].replace(b"\n", b"") + b"\n[1]\n"
     (run / "events.jsonl").write_bytes(events + b'{"event": "StepReport"}\n')
@@ -212,7 +212,8 @@ def test_what_is_only_help_is_passed_over(fault, tmp_path):
     )
     report = fill("texts", [item], contextlib.nullcontext, NoCallbacks())
     assert report.encoded == (("a", "not in the cache"),)
-    assert json.loads((cache / "index.json").read_text()) == {"a": item.path.stem}
+    assert json.loads((cache / INDEX_NAME).read_text())["sources"] == {"a": item.path.stem}
+    assert (cache / "index.json").read_bytes() == BROKEN[fault]
 
 
 def _refused(read, error_class, path: Path, words=""):

@@ -7,8 +7,9 @@ import pytest
 from comfyui_longcat.nodes import examples
 from comfyui_longcat.nodes.data import CacheVAELatents, LongCatDataset, LongCatJoinDatasets, PairDatasets
 from comfyui_longcat.nodes.load import LoadLongCat
-from comfyui_longcat.training.errors import ConfigError, DataError
+from comfyui_longcat.training.errors import ConfigError, DataError, PathError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
+from PIL import Image
 
 CAPTIONED = {"dataset_type": "image", "caption_strategy": "textfile", "resolution": "64"}
 TARGETS, REFERENCES = examples.EDIT_TARGETS, examples.EDIT_REFERENCES
@@ -172,3 +173,26 @@ def test_a_changed_folder_of_pictures_is_a_changed_video(module_host):
     (take / "0.png").write_bytes(b"a picture")
     assert LongCatDataset.IS_CHANGED("takes", dataset_type="video") != before
     assert LongCatDataset.IS_CHANGED("takes") == LongCatDataset.IS_CHANGED("takes", dataset_type="image")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.png"])
+def test_a_link_out_of_the_allowed_folders_is_never_read(host, tmp_path_factory, name):
+    outside, folder = tmp_path_factory.mktemp("outside"), host.home / "input" / "mine"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(outside / "a.png")
+    (outside / "a.txt").write_text("canary", encoding="utf-8")
+    for each in ("a.png", "a.txt"):
+        place = folder / each
+        place.symlink_to(outside / each) if each == name else shutil.copy(outside / each, place)
+    with pytest.raises(PathError, match=f"{name} are links that lead out of the allowed folders") as caught:
+        dataset("mine")
+    assert "canary" not in str(caught.value)
+    with pytest.raises(PathError):
+        LongCatDataset.IS_CHANGED(instance_data_dir="mine")
+
+
+def test_a_cache_folder_that_is_too_long_is_refused_as_a_path(host):
+    drawn = paired(dataset(), dataset(REFERENCES, "refs", "conditioning", "none"))[0]
+    for name in ("a/" * 3000 + "a", "x" * 300):
+        with pytest.raises(PathError, match="cache_dir_vae is .*no usable path"):
+            CacheVAELatents().cache(model("tiny-edit"), drawn, name, "references")

@@ -122,3 +122,23 @@ def test_a_changed_file_is_converted_again(host, lora):
     before = LongCatConvertLoRA.IS_CHANGED(lora_name="cats.safetensors", layout="peft")
     lora.write_bytes(lora.read_bytes() + b"\0")
     assert LongCatConvertLoRA.IS_CHANGED(lora_name="cats.safetensors", layout="peft") != before
+
+
+@pytest.mark.parametrize("linked", ["cats.safetensors", "adapter_config.json"])
+def test_a_link_that_leads_out_of_the_allowed_folders_is_refused(host, lora, tmp_path_factory, linked):
+    outside = tmp_path_factory.mktemp("outside")
+    link, target = lora.parent / linked, outside / linked
+    target.write_bytes(link.read_bytes() if link.exists() else b"{}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    for refused in (
+        lambda: LongCatConvertLoRA().convert("cats.safetensors", "native", ""),
+        lambda: LongCatLoadLoRA().load(RealStages(spec=ModelSpec(config=ModelConfig())), "cats.safetensors", 1.0),
+    ):
+        with pytest.raises(LoraFileError, match=f"{linked} is a link that leads out of the allowed folders"):
+            refused()
+
+
+def test_a_name_that_is_too_long_is_no_file_of_the_list(host, lora):
+    with pytest.raises(LoraFileError, match="no such file"):
+        LongCatConvertLoRA().convert("x" * 5000, "native", "")

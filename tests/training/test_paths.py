@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from comfyui_longcat.training.errors import PathError
-from comfyui_longcat.training.paths import AllowedRoots
+from comfyui_longcat.training.errors import ConfigError, PathError
+from comfyui_longcat.training.paths import AllowedRoots, check_name
 
 
 @pytest.fixture
@@ -39,7 +39,17 @@ def test_backslashes_are_spoken_of(allowed, places):
         allowed.resolve_folder("pictures\\", "folder")
 
 
-@pytest.mark.parametrize("text", ["//server/share", "\\\\server\\share", "'//server/share'"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//server/share",
+        "\\\\server\\share",
+        "'//server/share'",
+        "\\/server/share",
+        "/\\server\\share",
+        "//?/UNC/server/a",
+    ],
+)
 def test_paths_of_other_machines_are_refused_unresolved(allowed, text):
     for resolve in (allowed.resolve_folder, allowed.resolve_existing, allowed.resolve_new):
         with pytest.raises(PathError, match="another machine"):
@@ -107,6 +117,46 @@ def test_paths_that_no_system_call_takes_are_refused_as_paths(allowed, places):
     for text in ("x" * 300, "x/" * 3000, "circle", "circle/a", "\ud800"):
         with pytest.raises(PathError, match="LongCatDataset.folder is"):
             allowed.resolve_folder(text, "LongCatDataset.folder")
+
+
+@pytest.mark.parametrize("text", ["x" * 256, "\u4e2d" * 86, "a/" * 3000 + "a", "b/" + "x" * 300 + "/c", "a/" * 450])
+def test_new_paths_that_could_not_be_made_are_refused(allowed, text):
+    with pytest.raises(PathError, match="cache is .*no usable path.*bytes") as caught:
+        allowed.resolve_new(text, "cache")
+    assert len(str(caught.value)) < 500
+
+
+def test_links_in_a_folder_that_lead_out_are_named(allowed, places):
+    pictures, secret = places / "input" / "pictures", places / "secret" / "secret.txt"
+    secret.write_text("canary")
+    (pictures / "sub").mkdir()
+    (pictures / "here.txt").symlink_to(places / "extra" / "more")
+    assert allowed.resolve_folder("pictures", "folder") == pictures.resolve()
+    (pictures / "a.txt").symlink_to(secret)
+    with pytest.raises(PathError, match="folder is .*, where a.txt are links that lead out.*LONGCAT_DATA_ROOTS"):
+        allowed.resolve_folder("pictures", "folder")
+    (pictures / "a.txt").unlink()
+    (places / "extra" / "more" / "b.png").symlink_to(secret)
+    with pytest.raises(PathError, match=r"where here.txt/b.png are links"):
+        allowed.resolve_existing("pictures", "folder")
+    (places / "extra" / "more" / "b.png").unlink()
+    (pictures / "sub" / "keys").symlink_to(places / "secret")
+    with pytest.raises(PathError, match=r"where sub/keys are links"):
+        allowed.resolve_folder("pictures", "folder")
+    assert AllowedRoots(bases=allowed.bases).resolve_folder("pictures", "folder") == pictures.resolve()
+
+
+def test_links_that_lead_in_circles_or_nowhere_end(allowed, places):
+    (places / "input" / "pictures" / "again").symlink_to(places / "input")
+    (places / "input" / "pictures" / "gone").symlink_to(places / "input" / "nothing")
+    assert allowed.resolve_folder("pictures", "folder").name == "pictures"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\u4e2d" * 90, "a\x00", "x" * 101, "", ".", "a ", "NUL", "a/b"])
+def test_names_that_are_no_file_names_everywhere_are_refused(name):
+    with pytest.raises(ConfigError, match="run_name is .*can be a file name on every system") as caught:
+        check_name("run_name", name)
+    str(caught.value).encode("utf-8")
 
 
 def test_new_paths_lie_in_the_first_base(allowed, places):

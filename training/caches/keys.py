@@ -64,7 +64,7 @@ def clip_parts(clip: Clip | None) -> dict[str, str]:
 def text_parts(
     model: ModelConfig,
     text_encoder: str,
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     caption: str,
     references: Sequence[str],
     bucket: tuple[int, int],
@@ -77,12 +77,14 @@ def text_parts(
     Args:
         model: its family and the precision of its text encoder.
         text_encoder: `source.component_identity` of the text encoder.
-        dtype: that the text encoder computes in.
+        dtypes: that the text encoder should compute in, and that the device computes in. Only where they differ is the
+            second one a part, so that the keys of all other machines are one.
         caption: the instruction or caption; may be empty.
         references: of `hash_pictures`, for each reference picture.
         bucket: (width, height) px that the references are cropped to.
         crop: `Record.crop`.
     """
+    wanted, used = dtypes
     return {
         "family": model.model_family,
         "instruction": caption,
@@ -91,7 +93,8 @@ def text_parts(
         "crop": _crop_text(crop) if references else "",
         "text encoder": text_encoder,
         "precision": model.text_encoder_1_precision,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _dtype_text(wanted),
+        **({"encoded in": _dtype_text(used)} if used != wanted else {}),
         "transformers": metadata.version("transformers"),
         "code": TEXT_CODE,
     }
@@ -123,6 +126,10 @@ def _hash_of(picture: Path, is_video: bool) -> str:
         raise DataError(f"{picture} cannot be read: {error}. Put it back, or remove its pair.") from error
     reading = probe_video(picture).reading if is_video else image_info(picture).reading
     return f"{digest} {reading.rule}" if reading.rule else digest
+
+
+def _dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _crop_text(crop: tuple[float, float]) -> str:

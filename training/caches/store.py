@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.folder import is_harmless
 from ..data.records import TrainingSet
 from ..errors import CacheError, ConfigError, StoppedByUserError
 from ..events import Callbacks, StageProgress
@@ -26,8 +30,24 @@ FORMAT_VERSION = "1"
 DIMENSIONS = {"latents": (4, 5), "prompt_embeds": (3,)}
 """Tensor of a cache file -> the numbers of dimensions it may have: [1, C, h, w], [1, C, T, h, w] and [1, L, D]."""
 
-INDEX_NAME = "index.json"
+INDEX_NAME, INDEX_FORMAT = "longcat-index.json", "longcat cache index 1"
 """Source -> the key it had last. Only for the reasons in reports: without it everything works and is called new."""
+
+INDEX_NAME_BEFORE = "index.json"
+"""Of earlier versions. Read where there is no newer one, and never written: it may be the user's own file."""
+
+KEY = re.compile("[0-9a-f]{64}")
+
+DIGEST = "digest"
+"""Metadata of a cache file: `_digest_of` its tensor. Files of earlier versions have none."""
+
+FOREIGN_SHOWN = 3
+
+_sound: dict[Path, tuple[int, ...]] = {}
+"""Cache files whose digest was compared by this process, as they were then."""
+
+_refused: list[Path] = []
+"""Cache files that could not be used when they were needed."""
 
 T = TypeVar("T")
 
@@ -65,7 +85,8 @@ def fill(
 ) -> CacheReport:
     """Encodes and writes what is missing; the encoder is opened once, and only if something is missing.
 
-    A damaged file counts as missing. Items of equal parts share one file.
+    A damaged file counts as missing; the tensors of files that this process has not seen yet are read for that. Items
+    of equal parts share one file.
 
     Raises:
         StoppedByUserError: `callbacks.should_stop()`; finished items stay.
@@ -76,8 +97,10 @@ def fill(
     unique: dict[Path, Item] = {}
     for item in items:
         unique.setdefault(item.path, item)
-    reasons = [(item, _why_missing(item, indexes[item.folder])) for item in unique.values()]
-    missing = [(item, why) for item, why in reasons if why is not None]
+    unread = [item for item in unique.values() if item.path.exists() and not _is_known_sound(item.path)]
+    damage = {item.path: _damage_of(item) for item in tracked(unread, f"checking cached {stage}", callbacks)}
+    reasons = [(item, damage.get(item.path) or _why_missing(item, indexes[item.folder])) for item in unique.values()]
+    missing = [(item, why) for item, why in reasons if why]
     if missing:
         with open_encoder() as encoder, torch.no_grad():
             for item, _ in tracked(missing, f"caching {stage}", callbacks):
@@ -106,12 +129,12 @@ def tracked(items: Sequence[T], stage: str, callbacks: Callbacks) -> Iterator[T]
 
 
 def load_tensor(path: Path, tensor: str, node: str) -> Tensor:
-    """The tensor called `tensor` (a key of `DIMENSIONS`) of a cache file.
+    """The tensor called `tensor` (a key of `DIMENSIONS`) of a cache file; its digest is compared when it is new here.
 
     Raises:
-        CacheError: missing, truncated, or of another kind; `node` is the one to run again.
+        CacheError: missing, damaged, or of another kind; `node` is the one to run again.
     """
-    return _read_or_advise(path, tensor, node, lambda file: file.get_tensor(tensor))
+    return _read_or_advise(path, tensor, node, lambda file: _checked(file, path, tensor))
 
 
 def tensor_shape(path: Path, tensor: str, node: str) -> tuple[int, ...]:
@@ -123,8 +146,13 @@ def tensor_shape(path: Path, tensor: str, node: str) -> tuple[int, ...]:
     return _read_or_advise(path, tensor, node, lambda file: tuple(file.get_slice(tensor).get_shape()))
 
 
+def refused_reads() -> int:
+    """How often this process has refused a cache file: when it grows, the cache nodes have something to do."""
+    return len(_refused)
+
+
 def check_folders(dataset: TrainingSet, folders: Mapping[str, Path]) -> None:
-    """Refuses cache folders (keys: their settings) that are equal, inside a data folder, or files.
+    """Refuses cache folders (keys: their settings) that are equal, inside a data folder, files, or hold other files.
 
     Real paths are compared, so links and trailing slashes make no difference.
 
@@ -149,6 +177,13 @@ def check_folders(dataset: TrainingSet, folders: Mapping[str, Path]) -> None:
                 )
         if real.exists() and not real.is_dir():
             raise ConfigError(f"{setting} is {real}, which is a file. Choose a folder.")
+        foreign = _foreign_files(real)
+        if foreign:
+            more = f" and {len(foreign) - FOREIGN_SHOWN} more" if len(foreign) > FOREIGN_SHOWN else ""
+            raise ConfigError(
+                f"{setting} is {real}, which holds files that are not of this cache:"
+                f" {', '.join(foreign[:FOREIGN_SHOWN])}{more}. Choose an empty folder, or one that does not exist yet."
+            )
         seen[setting] = real
 
 
@@ -159,27 +194,47 @@ def _data_folders(dataset: TrainingSet) -> list[Path]:
     return [folder.resolve() for folder in dict.fromkeys((*named, *(path.parent for path in pictures)))]
 
 
+def _foreign_files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        files = [Path(entry.path) for entry in entries if not entry.is_dir()]
+    return sorted(path.name for path in files if not _is_ours(path) and not is_harmless(path))
+
+
+def _is_ours(path: Path) -> bool:
+    # An index.json of another program stays as it is, and harms nothing.
+    is_index = path.name in (INDEX_NAME, INDEX_NAME_BEFORE)
+    return is_index or path.suffix == ".safetensors" and KEY.fullmatch(path.stem) is not None
+
+
 def _is_same_folder(one: Path, other: Path) -> bool:
     # samefile also sees through file systems that ignore upper and lower case.
     return one == other or (one.exists() and other.exists() and one.samefile(other))
 
 
-def _why_missing(item: Item, index: Mapping[str, str]) -> str | None:
-    """Why `item` must be encoded; None: its file is good."""
-    if not item.path.exists():
-        return _what_changed(item, index)
+def _why_missing(item: Item, index: Mapping[str, str]) -> str:
+    """Why `item` must be encoded; empty: its file is good."""
+    return "" if item.path.exists() else _what_changed(item, index)
+
+
+def _damage_of(item: Item) -> str:
+    """What is wrong with the file of `item`; empty: nothing."""
     try:
-        found = _read(item.path, item.tensor, lambda file: file.metadata())
+        found = _read(item.path, item.tensor, lambda file: (_checked(file, item.path, item.tensor), file.metadata())[1])
     except CacheError as error:
         return f"damaged file replaced ({error})"
     differing = _differing(item.identity, found)
-    return f"damaged file replaced (its metadata differ in: {', '.join(differing)})" if differing else None
+    return f"damaged file replaced (its metadata differ in: {', '.join(differing)})" if differing else ""
 
 
 def _what_changed(item: Item, index: Mapping[str, str]) -> str:
     """What differs from the file that this source had before, e.g. "picture, bucket changed"."""
+    key = str(index.get(_plain(item.source)))
+    if not KEY.fullmatch(key):
+        return "not in the cache"
     try:
-        earlier = _path_of(item.folder, index.get(_plain(item.source), "none"))
+        earlier = _path_of(item.folder, key)
         changed = _differing(item.identity, _read(earlier, item.tensor, lambda file: file.metadata()))
     except CacheError:
         changed = []
@@ -198,6 +253,7 @@ def _read_or_advise(path: Path, tensor: str, node: str, get: Callable[[Any], T])
     try:
         return _read(path, tensor, get)
     except CacheError as error:
+        _refused.append(path)
         raise CacheError(f"{error} Run {node} again: it writes this file again.") from error
 
 
@@ -218,13 +274,46 @@ def _read(path: Path, tensor: str, get: Callable[[Any], T]) -> T:
         raise CacheError(f"{path} cannot be read: {error}.") from error
 
 
+def _checked(file: Any, path: Path, tensor: str) -> Tensor:
+    """The tensor of an opened file, whose digest is compared unless this process has done so.
+
+    Raises:
+        CacheError: it is not what was written.
+    """
+    state = _state_of(path)
+    value = file.get_tensor(tensor)
+    if _sound.get(path) != state:
+        written = (file.metadata() or {}).get(DIGEST)
+        if written is not None and written != _digest_of(value):
+            raise CacheError(f"{path} is damaged: its numbers are not those that were written.")
+        _sound[path] = state
+    return value
+
+
+def _is_known_sound(path: Path) -> bool:
+    return path in _sound and _sound[path] == _state_of(path)
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    # Asked before each read of a training, so nothing of the file itself is read.
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _digest_of(tensor: Tensor) -> str:
+    """sha256 of kind, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _write(item: Item, tensor: Tensor) -> None:
     if not bool(tensor.isfinite().all()):
         raise CacheError(
             f"Encoding {item.label} ({item.source}) gave numbers that are not finite; nothing was written."
             " Check the model's files, or choose another base_model_precision."
         )
-    metadata = {**item.identity, "source": item.label}
+    metadata = {**item.identity, "source": item.label, DIGEST: _digest_of(tensor)}
     with _disk_faults_named(item.folder):
         write_safetensors(item.path, {item.tensor: tensor}, {name: _plain(value) for name, value in metadata.items()})
 
@@ -240,19 +329,27 @@ def _disk_faults_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    try:
-        return read_json(folder / INDEX_NAME, CacheError, "")
-    except CacheError:
-        return {}
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Source -> key; of an index that others may have written, so keys may be anything."""
+    with contextlib.suppress(CacheError):
+        content = read_json(folder / INDEX_NAME, CacheError, "")
+        sources = content.get("sources")
+        return sources if content.get("format") == INDEX_FORMAT and isinstance(sources, dict) else {}
+    with contextlib.suppress(CacheError):
+        return read_json(folder / INDEX_NAME_BEFORE, CacheError, "")
+    return {}
 
 
-def _remember(items: Sequence[Item], indexes: Mapping[Path, dict[str, str]]) -> None:
+def _remember(items: Sequence[Item], indexes: Mapping[Path, dict[str, Any]]) -> None:
     for folder, index in indexes.items():
-        updated = {**index, **{_plain(item.source): item.path.stem for item in items if item.folder == folder}}
-        if updated != index:
+        now = {_plain(item.source): item.path.stem for item in items if item.folder == folder}
+        if any(index.get(source) != key for source, key in now.items()):
             with _disk_faults_named(folder):
-                write_json(folder / INDEX_NAME, updated)
+                write_json(folder / INDEX_NAME, {"format": INDEX_FORMAT, "sources": {**_keys_of(index), **now}})
+
+
+def _keys_of(index: Mapping[str, Any]) -> dict[str, str]:
+    return {source: key for source, key in index.items() if KEY.fullmatch(str(key))}
 
 
 def _plain(text: str) -> str:

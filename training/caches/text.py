@@ -23,6 +23,7 @@ from ..models.contract import Family
 from ..models.registry import family_of
 from ..models.training_data import check_training_data
 from ..weights.components import compute_dtype, open_text_encoder
+from ..weights.devices import choose_dtype
 from ..weights.source import identity_of
 from ..weights.spec import ModelSpec
 from .cache import Cache, CacheReport
@@ -98,7 +99,7 @@ def cache_prompts(
 
     if not family_of(spec.config.model_family).reads_references:
         prompts = [replace(prompt, references=()) for prompt in prompts]
-    items = _items(prompts, spec, folder, callbacks)
+    items = _items(prompts, spec, folder, device, callbacks)
     report = fill("text", items, lambda: open_text_encoder(spec, device, callbacks), callbacks)
     return [item.path for item in items], report
 
@@ -137,10 +138,11 @@ def _prompts_of(record: Record) -> list[Prompt]:
     return prompts + [prompt_of(record, f"{kind} {number}", caption) for number, caption in more]
 
 
-def _items(prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, callbacks: Callbacks) -> list[Item]:
-
+def _items(
+    prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, device: torch.device, callbacks: Callbacks
+) -> list[Item]:
     text_encoder = identity_of(spec, "text_encoder", callbacks)
-    dtype = compute_dtype(spec)
+    dtypes = compute_dtype(spec), choose_dtype(device, spec.config.base_model_precision)[0]
     hashes = hash_pictures([path for prompt in prompts for path in prompt.references], callbacks)
     family = family_of(spec.config.model_family)
     pixels_of = functools.lru_cache(maxsize=1)(_read_pixels)
@@ -152,7 +154,7 @@ def _items(prompts: Sequence[Prompt], spec: ModelSpec, folder: Path, callbacks: 
             source=f"{prompt.kind} of {prompt.origin}",
             folder=folder,
             tensor="prompt_embeds",
-            parts=text_parts(spec.config, text_encoder, dtype, prompt.caption, references, prompt.bucket, prompt.crop),
+            parts=text_parts(spec.config, text_encoder, dtypes, prompt.caption, references, prompt.bucket, prompt.crop),
             encode=functools.partial(_encode, family, prompt, pixels_of),
         )
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_longcat.training.caches.store import INDEX_NAME, Item, check_folders, fill, load_tensor, tracked
+from comfyui_longcat.training.caches import store
+from comfyui_longcat.training.caches.store import (
+    INDEX_NAME,
+    Item,
+    check_folders,
+    fill,
+    load_tensor,
+    refused_reads,
+    tracked,
+)
 from comfyui_longcat.training.data.records import Record, Source, TrainingSet
 from comfyui_longcat.training.errors import CacheError, ConfigError, StoppedByUserError
 from comfyui_longcat.training.events import NoCallbacks
@@ -100,7 +110,36 @@ def test_a_damaged_index_costs_reasons_only(tmp_path, encoder, content):
     (tmp_path / INDEX_NAME).write_bytes(content)
     report = fill("latents", [item(tmp_path, "a", "1"), item(tmp_path, "a", "2")], encoder.open, NoCallbacks())
     assert (report.reused, report.encoded) == (1, (("a target", "not in the cache"),))
-    assert set(json.loads((tmp_path / INDEX_NAME).read_text())) == {"/pictures/a.png"}
+    assert set(json.loads((tmp_path / INDEX_NAME).read_text())["sources"]) == {"/pictures/a.png"}
+
+
+def test_the_index_of_earlier_versions_is_read_and_never_written(tmp_path, encoder):
+    before = tmp_path / "index.json"
+    first = item(tmp_path, "a", "1")
+    fill("latents", [first], encoder.open, NoCallbacks())
+    (tmp_path / INDEX_NAME).unlink()
+    before.write_text(json.dumps({first.source: first.path.stem}))
+    again = fill("latents", [item(tmp_path, "a", "2")], encoder.open, NoCallbacks())
+    assert again.encoded == (("a target", "picture changed"),)
+    assert json.loads(before.read_text()) == {first.source: first.path.stem}
+    changed = item(tmp_path, "a", "2")
+    assert json.loads((tmp_path / INDEX_NAME).read_text()) == {
+        "format": "longcat cache index 1",
+        "sources": {first.source: changed.path.stem},
+    }
+
+
+@pytest.mark.parametrize("content", [b'["mine", 1]', b'{"/pictures/a.png": "mine", "other": [1]}', b"\xff\x00"])
+def test_another_program_s_index_stays_as_it_is(tmp_path, encoder, dataset, content):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "index.json").write_bytes(content)
+    check_folders(dataset, {"cache_dir_vae": cache})
+    assert fill("latents", [item(cache, "a", "1")], encoder.open, NoCallbacks()).encoded == (
+        ("a target", "not in the cache"),
+    )
+    assert (cache / "index.json").read_bytes() == content
+    assert set(json.loads((cache / INDEX_NAME).read_text())["sources"]) == {"/pictures/a.png"}
 
 
 def truncated(path):
@@ -123,11 +162,28 @@ def of_another_kind(path):
     write_safetensors(path, {"prompt_embeds": torch.zeros(1, 5, 8)}, {})
 
 
+def with_a_flipped_bit(path):
+    """In the tensor's numbers; size and modification time stay."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def of_another_shape(path):
+    content = path.read_bytes()
+    assert b"[1,16,8,8]" in content
+    path.write_bytes(content.replace(b"[1,16,8,8]", b"[1,8,16,8]"))
+
+
 def flat(path):
     write_safetensors(path, {"latents": torch.zeros(16, 8, 8)}, {})
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, garbled, of_another_item, of_another_kind, flat])
+DAMAGES = (truncated, emptied, garbled, of_another_kind, flat, with_a_flipped_bit, of_another_shape)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, of_another_item])
 def test_a_damaged_file_is_replaced_and_the_report_says_so(tmp_path, encoder, damage):
     wanted = item(tmp_path, "a", value=3.0)
     fill("latents", [wanted], encoder.open, NoCallbacks())
@@ -138,14 +194,41 @@ def test_a_damaged_file_is_replaced_and_the_report_says_so(tmp_path, encoder, da
     assert fill("latents", [item(tmp_path, "a")], encoder.open, NoCallbacks()).reused == 1
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, garbled, of_another_kind, flat, os.unlink])
+@pytest.mark.parametrize("damage", [*DAMAGES, os.unlink])
 def test_loading_a_damaged_file_names_it_and_the_node_to_run(tmp_path, encoder, damage):
     wanted = item(tmp_path, "a")
     fill("latents", [wanted], encoder.open, NoCallbacks())
+    load(wanted.path)
     damage(wanted.path)
-    with pytest.raises(CacheError, match="Run Cache VAE Latents again") as caught:
+    refused = refused_reads()
+    for _ in range(2):
+        with pytest.raises(CacheError, match="Run Cache VAE Latents again") as caught:
+            load(wanted.path)
+        assert str(wanted.path) in str(caught.value)
+    assert refused_reads() == refused + 2
+
+
+def test_a_file_is_read_whole_once_and_again_when_it_was_touched(tmp_path, encoder, monkeypatch):
+    wanted, counted = item(tmp_path, "a"), []
+    fill("latents", [wanted], encoder.open, NoCallbacks())
+    digest_of = store._digest_of
+    monkeypatch.setattr(store, "_digest_of", lambda tensor: counted.append(1) or digest_of(tensor))
+    for _ in range(3):
         load(wanted.path)
-    assert str(wanted.path) in str(caught.value)
+    fill("latents", [item(tmp_path, "a")], encoder.open, NoCallbacks())
+    assert len(counted) == 1
+    wanted.path.write_bytes(wanted.path.read_bytes())
+    load(wanted.path)
+    assert len(counted) == 2
+
+
+def test_a_file_of_an_earlier_version_has_no_digest_and_is_good(tmp_path, encoder):
+    old = item(tmp_path, "a")
+    write_safetensors(old.path, {"latents": torch.ones(1, 16, 8, 8)}, {**old.identity, "source": old.label})
+    recorder = Recorder()
+    assert fill("latents", [old], encoder.open, recorder).reused == 1
+    assert [(event.stage, event.done, event.total) for event in recorder.events] == [("checking cached latents", 1, 1)]
+    assert load(old.path).unique().tolist() == [1.0]
 
 
 def test_the_file_says_what_it_is(tmp_path, encoder):
@@ -154,7 +237,9 @@ def test_the_file_says_what_it_is(tmp_path, encoder):
     wanted = item(tmp_path, "a\udcff\u4e2d")
     fill("latents", [wanted], encoder.open, NoCallbacks())
     with safe_open(wanted.path, framework="pt") as file:
-        assert file.metadata() == {
+        metadata = file.metadata()
+        assert re.fullmatch("[0-9a-f]{64}", metadata.pop("digest"))
+        assert metadata == {
             "format": "1",
             "tensor": "latents",
             "picture": "p",
@@ -276,6 +361,20 @@ def test_a_folder_among_the_data_is_refused(tmp_path, dataset, inside):
     with pytest.raises(ConfigError, match="cache_dir_vae is .* lies in the data folder"):
         check_folders(dataset, {"cache_dir_vae": tmp_path / inside})
     assert not any((tmp_path / "data" / "references").iterdir())
+
+
+def test_a_folder_with_other_files_is_refused_by_their_names(tmp_path, dataset, encoder):
+    cache = tmp_path / "cache"
+    fill("latents", [item(cache, "a")], encoder.open, NoCallbacks())
+    for harmless in (".DS_Store", "Thumbs.db", ".0123.tmp", "index.json"):
+        (cache / harmless).write_text("")
+    (cache / "sub").mkdir()
+    check_folders(dataset, {"cache_dir_vae": cache})
+    for foreign in ("notes.txt", "model.safetensors", "a.pt", "z.bin"):
+        (cache / foreign).write_text("")
+    words = r"cache_dir_vae is .*not of this cache: a.pt, model.safetensors, notes.txt and 1 more\. Choose an empty"
+    with pytest.raises(ConfigError, match=words):
+        check_folders(dataset, {"cache_dir_vae": cache})
 
 
 def test_a_file_is_no_cache_folder(tmp_path, dataset):

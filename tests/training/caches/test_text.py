@@ -19,7 +19,7 @@ from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.tiny.examples import draw_example_pairs
-from comfyui_longcat.training.weights import components
+from comfyui_longcat.training.weights import components, devices
 from comfyui_longcat.training.weights.spec import ModelSpec
 from PIL import Image
 from safetensors import safe_open
@@ -192,6 +192,18 @@ def test_another_version_of_transformers_or_of_this_stage_is_another_file(cache,
     assert {why for _, why in run(cache, spec, folder)[1].encoded} == {"transformers changed"}
     monkeypatch.setitem(text.text_parts.__globals__, "TEXT_CODE", "next")
     assert {why for _, why in run(cache, spec, folder)[1].encoded} == {"code changed"}
+
+
+def test_a_card_without_bfloat16_has_files_of_its_own(cache, spec, folder, monkeypatch):
+    before, _ = run(cache, spec, folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(devices, "_lacks_bfloat16", lambda device: "This card has no bfloat16")
+        after, report = run(cache, spec, folder)
+        assert {why for _, why in report.encoded} == {"encoded in changed"} and len(report.encoded) == 4
+        assert load_prompt_embeds(after.records[0].prompt_embeds).dtype == torch.float32
+    again, report = run(cache, spec, folder)
+    assert (again, report.reused) == (before, 4)
+    assert load_prompt_embeds(again.records[0].prompt_embeds).dtype == torch.bfloat16
 
 
 def test_a_truncated_file_is_refused_by_the_reader_and_made_anew_by_the_stage(cache, spec, folder):
