@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js test-install test-floor faults demo lint format bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install test-floor faults fuzz-http demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -55,6 +55,10 @@ test-floor: .venv-floor/installed
 # Some minutes: shows for each of the known faults which tests notice it.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults/plant.py
+
+# Prompts of random faults against a real ComfyUI; another series: make fuzz-http FUZZ_SEED=2
+fuzz-http: $(INSTALLED)
+	FUZZ_PROMPTS=500 FUZZ_SEED=$(or $(FUZZ_SEED),1) $(BIN)/python -m pytest --quiet -s tests/comfy/test_comfy_fuzz.py
 
 demo: $(INSTALLED)
 	$(BIN)/longcat demo

@@ -1,5 +1,7 @@
 """A real ComfyUI server for the tests marked `comfy`; without an installation they are skipped."""
 
+import contextlib
+import functools
 import json
 import os
 import socket
@@ -8,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +80,8 @@ class Server:
         errors = (content for kind, content in entry["status"]["messages"] if kind == "execution_error")
         return next((content["exception_message"] for content in errors), "")
 
-    def log_end(self) -> str:
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
+    def log_end(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 @pytest.fixture(scope="session")
@@ -91,11 +94,23 @@ def comfy() -> Comfy:
     return Comfy(path=path, python=python)
 
 
+@pytest.fixture(scope="session")
+def start(comfy: Comfy, repository: Path) -> Callable[[Path], AbstractContextManager[Server]]:
+    """Starts a server in a base folder; that takes some ten seconds."""
+    return functools.partial(_started, comfy, repository)
+
+
 @pytest.fixture(scope="module")
-def server(comfy: Comfy, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for each test file, in a base folder of its own; a start takes some ten seconds."""
-    base = tmp_path_factory.mktemp("comfy")
-    (base / "custom_nodes").mkdir()
+def server(start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for each test file, in a base folder of its own."""
+    with start(tmp_path_factory.mktemp("comfy")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _started(comfy: Comfy, repository: Path, base: Path) -> Iterator[Server]:
+    """A server with the pack, and with what else lies in custom_nodes of `base`."""
+    (base / "custom_nodes").mkdir(exist_ok=True)
     (base / "custom_nodes" / PACK_FOLDER).symlink_to(repository, target_is_directory=True)
     port = _free_port()
     log = base / "server.log"

@@ -133,7 +133,9 @@ def test_a_link_that_leads_out_of_the_allowed_folders_is_refused(host, lora, tmp
     link.symlink_to(target)
     for refused in (
         lambda: LongCatConvertLoRA().convert("cats.safetensors", "native", ""),
-        lambda: LongCatLoadLoRA().load(RealStages(spec=ModelSpec(config=ModelConfig())), "cats.safetensors", 1.0),
+        lambda: LongCatLoadLoRA().load(
+            RealStages(spec=ModelSpec(config=ModelConfig(), models_dirs=())), "cats.safetensors", 1.0
+        ),
     ):
         with pytest.raises(LoraFileError, match=f"{linked} is a link that leads out of the allowed folders"):
             refused()
