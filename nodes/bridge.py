@@ -194,7 +194,7 @@ class ComfyCallbacks:
 
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
-        self.phase = "before the first stage"
+        self.phase = "at the start"
         self._run: RunStarted | None = None
         self._step = 0
         self._last_message = 0.0

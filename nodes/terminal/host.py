@@ -236,7 +236,7 @@ class TerminalCallbacks:
     def __init__(self, host: TerminalHost) -> None:
         self.host = host
         self.bar = host.bar
-        self.phase = "before the first stage"
+        self.phase = "at the start"
 
     def should_stop(self) -> bool:
         return self.host.stop.is_set()

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from comfyui_longcat.nodes.terminal.cli import main
+from comfyui_longcat.training.sampling import prompts
 from comfyui_longcat.training.settings.model import BASE_PRECISIONS
 from PIL import Image
 
@@ -49,6 +51,26 @@ def test_training_as_shipped_then_sampling_with_its_lora(api, tmp_path, capsys):
 
     sample = ["run", api(SAMPLE), "--tiny", "--set", f"LongCatLoadLoRA.lora_name={lora.name}", *_home(tmp_path)]
     assert main(sample) == 0
+
+
+def test_too_little_memory_is_a_sentence_and_no_traceback(api, tmp_path, capsys, monkeypatch):
+    def fail(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(prompts, "encode_edit", fail)
+    assert main(["run", api(SAMPLE), "--tiny", *_home(tmp_path)]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert re.search(
+        r"^error: .*EncodeEditPrompt.*: Not enough memory \(at the start\)\. What helps, in this", shown[-1]
+    )
+    assert not [line for line in shown if "Traceback" in line]
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence_and_no_traceback(api, tmp_path, capsys):
+    (tmp_path / "output").write_text("a file in the way")
+    assert main(["run", api(SAMPLE), "--tiny", *_home(tmp_path)]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert re.search(rf"^error: .*{re.escape(str(tmp_path / 'output'))}.* could not be read or written", shown[-1])
 
 
 def test_same_seed_same_picture(api, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from comfyui_longcat.nodes.graph.core_nodes import LoadImage, SaveImage, input_picture
 from comfyui_longcat.nodes.host import use_host
 from comfyui_longcat.nodes.terminal.host import StopFlag, TerminalCallbacks, TerminalHost, step_line
-from comfyui_longcat.training.errors import PathError
+from comfyui_longcat.training.errors import DiskError, OutOfMemoryError, PathError
 from comfyui_longcat.training.events import RunFinished, SamplesReady, StageProgress, StepReport, WarningRaised
 from PIL import Image
 
@@ -35,6 +35,22 @@ def test_work_leaves_inference_mode_and_comes_back(host):
             assert not torch.is_inference_mode_enabled()
             assert not torch.is_grad_enabled()
         assert torch.is_inference_mode_enabled()
+
+
+def test_too_little_memory_is_said_with_the_stage_that_failed(host):
+    with pytest.raises(OutOfMemoryError, match=r"^Not enough memory \(caching latents 3/12\)\. What helps, in this"):
+        with host.work("7") as callbacks:
+            callbacks.on_event(StageProgress(stage="caching latents", done=3, total=12))
+            torch.empty(2**46)
+
+
+def test_a_full_disk_is_said_with_the_step_that_was_done(host):
+    with pytest.raises(
+        DiskError, match=r"^The disk is full.*\(training, after step 120/2000\): events.jsonl could not"
+    ):
+        with host.work("7") as callbacks:
+            callbacks.on_event(REPORT)
+            raise OSError(28, "No space left on device", "events.jsonl")
 
 
 def test_every_path_is_the_users_own(host, tmp_path_factory):
