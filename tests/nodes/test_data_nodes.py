@@ -5,9 +5,17 @@ import shutil
 
 import pytest
 from comfyui_longcat.nodes import examples
-from comfyui_longcat.nodes.data import CacheVAELatents, LongCatDataset, LongCatJoinDatasets, PairDatasets
+from comfyui_longcat.nodes.data import (
+    CacheVAELatents,
+    LongCatCacheText,
+    LongCatDataset,
+    LongCatJoinDatasets,
+    PairDatasets,
+    cache_folder,
+)
 from comfyui_longcat.nodes.load import LoadLongCat
-from comfyui_longcat.training.errors import ConfigError, DataError, PathError
+from comfyui_longcat.training.caches.latents import load_latents
+from comfyui_longcat.training.errors import CacheError, ConfigError, DataError, PathError
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from PIL import Image
 
@@ -196,3 +204,21 @@ def test_a_cache_folder_that_is_too_long_is_refused_as_a_path(host):
     for name in ("a/" * 3000 + "a", "x" * 300):
         with pytest.raises(PathError, match="cache_dir_vae is .*no usable path"):
             CacheVAELatents().cache(model("tiny-edit"), drawn, name, "references")
+
+
+def test_a_refused_cache_file_lets_comfyui_run_the_cache_nodes_again(host):
+    def changed():
+        return CacheVAELatents.IS_CHANGED("vae/targets", "vae/references"), LongCatCacheText.IS_CHANGED("text")
+
+    before = changed()
+    assert changed() == before
+    with pytest.raises(CacheError):
+        load_latents(host.home / "gone.safetensors")
+    assert all(now != then for now, then in zip(changed(), before, strict=True))
+
+
+@pytest.mark.parametrize("place", ["input", "output", "output/longcat", "models", "output/longcat-cache/../other"])
+def test_cache_folders_lie_below_the_hosts_own(host, place):
+    with pytest.raises(PathError, match="cache_dir_text is .*outside the allowed folders"):
+        cache_folder(str(host.home / place), "LongCatCacheText.cache_dir_text")
+    assert cache_folder(str(host.cache_dir() / "mine"), "x") == cache_folder("mine", "x")
