@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from .errors import LongCatError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that its state looks at."""
@@ -45,6 +49,12 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 
+TEMPORARY = ".tmp"
+"""Ending of names that are being written."""
+
+WAITS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 1.0)
+"""Seconds between attempts at what the system refuses; about three in all."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -56,16 +66,15 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_name(path)
+    # Made here, so that no other process can have it, with the mode that the user's own files get.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
     try:
         yield temporary
         _flush_to_disk(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        rename(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 @contextlib.contextmanager
@@ -78,18 +87,63 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OSError: the disk is full or the parent folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    temporary, before = _temporary_name(path), _temporary_name(path)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
-        temporary.chmod(0o777 & ~_umask())
+            _flush_to_disk(file)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            rename(path, before)
+        try:
+            rename(temporary, path)
+        except OSError:
+            if before.exists():
+                rename(before, path)
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+        remove(before)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Renames a file or folder, replacing a file at `target`, so that it also outlives a power cut.
+
+    Tried again for some seconds: on Windows a virus scanner, the search index or an open window can hold a file.
+
+    Raises:
+        OSError: it stays refused.
+    """
+    _persistently(lambda: os.replace(source, target))
+    _flush_to_disk(target.parent)
+
+
+def remove(path: Path) -> bool:
+    """Removes a file or a folder if it is there, as far as the system lets go of it; whether it is gone.
+
+    What stays is a leftover that `remove_leftovers` finds later.
+    """
+    try:
+        _persistently(lambda: shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink())
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
+        return False
+    return True
+
+
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+    """Removes what processes that were killed while writing into `folder` left behind.
+
+    Args:
+        folder: where `replacing` and `replacing_folder` write; need not exist.
+        older_than: seconds; where other processes may be writing now, a day is safe.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                remove(path)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -291,13 +345,32 @@ def _file_digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def _temporary_name(path: Path) -> Path:
+    # Cut, as file systems take 255 bytes a name, and Windows 260 characters a path.
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _persistently(action: Callable[[], object]) -> None:
+    for wait in WAITS:
+        try:
+            action()
+            return
+        except PermissionError:
+            time.sleep(wait)
+    action()
+
+
 def _flush_to_disk(path: Path) -> None:
-    # Windows can only flush a handle that is open for writing.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    """A file's content, or a folder's entries, without which a rename may be lost in a power cut."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # has no way to do so, and journals renames
+        return
+    # Windows can only flush a file that is open for writing.
+    file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not is_folder:  # some network file systems refuse it for folders
+            raise
+    finally:
+        os.close(file)
