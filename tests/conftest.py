@@ -1,10 +1,12 @@
 """Fixtures that several test files share. Nothing heavy is imported until a test asks for it."""
 
 import copy
+import gc
 import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files = sorted({item.path for item in items})
         random.Random(ORDER_SEED).shuffle(files)
         items.sort(key=lambda item: files.index(item.path))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage() -> Iterator[None]:
+    """Every stage ends with a garbage collection, which need not look at all objects of torch and transformers."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
