@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.errors import CheckpointError, ConfigError
-from ...training.files import read_json
+from ...training.errors import ConfigError
 from ...training.rehearsal.scale import tiny_run_name
 from ...training.settings.validation import ValidationConfig
 from ...training.simpletuner.datasets import SimpleTunerDataset
@@ -80,17 +79,16 @@ def newest_lora(host: TerminalHost, run_name: str) -> str:
 
     "none" if there is none.
     """
+    from ...training.loop.run_folder import read_manifest
+
     found: list[tuple[float, str]] = []
-    for path in host.runs_dir().glob("*/manifest.json"):
-        base, _, number = path.parent.name.rpartition("-")
-        if path.parent.name != run_name and not (base == run_name and number.isdecimal()):
+    for folder in host.runs_dir().glob("*/"):
+        base, _, number = folder.name.rpartition("-")
+        if folder.name != run_name and not (base == run_name and number.isdecimal()):
             continue
-        try:
-            manifest = read_json(path, CheckpointError, "")
-        except CheckpointError:
-            continue
-        if manifest.get("lora"):
-            found.append((manifest.get("heartbeat", 0.0), f"{manifest['lora']}.safetensors"))
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.lora:
+            found.append((manifest.updated, f"{manifest.lora}.safetensors"))
     names = set(host.lora_names())
     return max(((when, name) for when, name in found if name in names), default=(0.0, NO_LORA))[1]
 

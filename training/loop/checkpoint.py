@@ -7,11 +7,13 @@ complete or does not exist.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,11 +21,28 @@ from torch import Tensor, as_tensor
 
 from ..errors import CheckpointError, LoraFileError
 from ..events import Callbacks, CheckpointSaved, WarningRaised
-from ..files import read_json, replacing_folder, sha256_of_file, write_json, write_safetensors
-from ..lora.file import check_lora, save_lora
+from ..files import (
+    TEMPORARY,
+    read_json,
+    remove,
+    rename,
+    replacing_folder,
+    sha256_of_file,
+    write_json,
+    write_safetensors,
+)
+from ..lora.file import check_lora, read_metadata, save_lora
 from .state import TrainState
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 FORMAT_VERSION = 1
+FINGERPRINT = "run_fingerprint"
+"""Key in the metadata of a run's LoRA files."""
+FINGERPRINT_KEY = "fingerprint"
+"""Key in state.json."""
 ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 GENERATOR = "generator"
 PARAMETER, AVERAGE = "parameter", "ema"
@@ -36,7 +55,7 @@ def save_checkpoint(state: TrainState, folder: Path, callbacks: Callbacks) -> No
     Raises:
         CheckpointError: it could not be written; the older ones are intact.
     """
-    target = folder / f"step-{state.step:06d}"
+    target = folder / checkpoint_name(state.step)
     try:
         with replacing_folder(target) as temporary:
             with state.averaged():
@@ -65,13 +84,13 @@ def restore_newest(state: TrainState, folder: Path, callbacks: Callbacks) -> Non
     damaged: dict[Path, CheckpointError] = {}
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
-            _restore(state, checkpoint)
+            restore(state, checkpoint)
         except CheckpointError as error:
             damaged[checkpoint] = error
             continue
         for path, error in damaged.items():
             # Out of the way of pruning, which would take it for the newest and remove good ones.
-            path.replace(_unused(folder / f"damaged-{path.name}"))
+            rename(path, _unused(folder / f"damaged-{path.name}"))
             callbacks.on_event(WarningRaised(message=f"{error} Continuing from {checkpoint.name}."))
         return
     if damaged:
@@ -90,14 +109,31 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Clears away what a process that was killed while saving left behind; only for the run's holder."""
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+def adapter_digest(checkpoint: Path) -> str | None:
+    """SHA-256 that the checkpoint's LoRA file had when it was written; None if that cannot be read."""
+    return _noted(checkpoint, lambda numbers: str(numbers["sha256"][ADAPTER_FILE]))
+
+
+def losses_of(checkpoint: Path) -> tuple[float, ...]:
+    """The loss of each step up to the checkpoint; empty if they cannot be read."""
+    return _noted(checkpoint, lambda numbers: tuple(map(float, numbers["losses"]))) or ()
+
+
+def fingerprint_of(checkpoint: Path) -> str | None:
+    """Fingerprint of the run that wrote the checkpoint; None if it cannot be read."""
+    found = _noted(checkpoint, lambda numbers: str(numbers[FINGERPRINT_KEY])) or None
+    if found is None:  # versions before 0.2 wrote it into the LoRA file only
+        with contextlib.suppress(LoraFileError):
+            found = read_metadata(checkpoint / ADAPTER_FILE).get(FINGERPRINT)
+    return found
 
 
 def check_writable(state: TrainState, folder: Path) -> None:
@@ -115,7 +151,15 @@ def check_writable(state: TrainState, folder: Path) -> None:
             f"The run folder {folder} cannot be written: {error}. Free some space or choose another output folder."
         ) from error
     finally:
-        path.unlink(missing_ok=True)
+        remove(path)
+
+
+def _noted(checkpoint: Path, get: Callable[[dict[str, Any]], T]) -> T | None:
+    """What `get` finds in state.json; None if it is damaged, missing or without that."""
+    try:
+        return get(read_json(checkpoint / STATE_FILE, CheckpointError, ""))
+    except (CheckpointError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
@@ -134,6 +178,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 def _numbers(state: TrainState) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
+        FINGERPRINT_KEY: state.metadata.get(FINGERPRINT, ""),
         "step": state.step,
         "batches_done": state.batches_done,
         "losses": state.losses,
@@ -142,7 +187,12 @@ def _numbers(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _restore(state: TrainState, checkpoint: Path) -> None:
+def restore(state: TrainState, checkpoint: Path) -> None:
+    """Puts `state` where `checkpoint` was.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         numbers = read_json(checkpoint / STATE_FILE, CheckpointError, f"The checkpoint {checkpoint.name} is damaged.")
         if numbers["format_version"] != FORMAT_VERSION:
@@ -214,10 +264,16 @@ def _load_numbers(state: TrainState, numbers: dict[str, Any]) -> None:
 
 
 def _prune(folder: Path, limit: int) -> None:
-    if limit > 0:
-        for checkpoint in list_checkpoints(folder)[:-limit]:
-            # Renamed first, so that a crash while deleting leaves no half checkpoint under a real name.
-            shutil.rmtree(checkpoint.rename(folder / f".{checkpoint.name}.tmp"))
+    """Best effort: an old checkpoint that the system holds on to stays, and is tried again at the next one."""
+    for checkpoint in list_checkpoints(folder)[:-limit] if limit > 0 else ():
+        # Renamed first, so that a crash while deleting leaves no half checkpoint under a real name.
+        unfinished = folder / f".{checkpoint.name}{TEMPORARY}"
+        try:
+            rename(checkpoint, unfinished)
+        except OSError as error:
+            logger.warning("The old checkpoint %s could not be removed: %s", checkpoint, error)
+            continue
+        remove(unfinished)
 
 
 def _unused(path: Path) -> Path:

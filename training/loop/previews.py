@@ -21,9 +21,9 @@ from ..caches.cache import Cache
 from ..caches.latents import cache_latents, load_latents
 from ..caches.text import Prompt, cache_prompts, load_prompt_embeds, prompt_of
 from ..data.buckets import bucket_for
-from ..data.media import from_pixels, image_size
+from ..data.media import from_pixels, image_size, read_image
 from ..data.records import ClipRecord, Record
-from ..errors import ConfigError, LongCatError, PreviewError, StoppedByUserError
+from ..errors import ConfigError, DataError, LongCatError, PreviewError, StoppedByUserError
 from ..events import Callbacks, SamplesReady, StageProgress, WarningRaised
 from ..files import replacing
 from ..models.contract import Family
@@ -184,10 +184,20 @@ def prepare_previews(
     )
 
 
-def newest_pictures(folder: Path) -> tuple[Path, ...]:
-    """The previews of the last step that has some."""
+def newest_pictures(folder: Path, callbacks: Callbacks) -> tuple[Path, ...]:
+    """The previews of the last step that has some; those that cannot be read are left out, with a warning."""
     pictures = sorted(folder.glob("step-*.png"))
-    return tuple(path for path in pictures if path.name[:11] == pictures[-1].name[:11])
+    found = []
+    for path in pictures:
+        if path.name[:11] != pictures[-1].name[:11]:
+            continue
+        try:
+            read_image(path)
+        except DataError as error:
+            callbacks.on_event(WarningRaised(message=f"A preview is left out: {error}"))
+            continue
+        found.append(path)
+    return tuple(found)
 
 
 def preview_size(reference: tuple[int, int], resolution: str) -> tuple[int, int]:

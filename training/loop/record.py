@@ -10,39 +10,45 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import CheckpointError, PreviewError, StoppedByUserError
 from ..events import Callbacks, CheckpointSaved, Event, RunStarted, StageProgress, StepReport
 from ..files import parse_json
+from .checkpoint import list_checkpoints, losses_of
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 10.0
-"""Between two writes of the manifest; each is flushed to disk, which takes longer than a small step."""
+EVENTS_FILE = "events.jsonl"
 
 
 class Recorder:
-    """Writes events to events.jsonl and the manifest, then hands them on."""
+    """Writes events to events.jsonl and the manifest, then hands them on.
+
+    Neither file is needed to go on with the run: where they cannot be written there is one warning.
+    """
 
     def __init__(self, run: RunFolder, callbacks: Callbacks) -> None:
         self.run = run
         self.callbacks = callbacks
         self._step = run.manifest.step
-        path = run.folder / "events.jsonl"
-        _end_last_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
+        path = run.folder / EVENTS_FILE
+        try:
+            _end_last_line(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            self._without_file(error)
 
     def on_event(self, event: Event) -> None:
         if not isinstance(event, StageProgress):
-            self._file.write(json.dumps(_as_json(event), ensure_ascii=False) + "\n")
-            self._file.flush()
+            self._write(json.dumps(_as_json(event), ensure_ascii=False) + "\n")
         if isinstance(event, (StepReport, CheckpointSaved)):
             self._step = event.step
         elif isinstance(event, RunStarted):
             self._step = event.first_step - 1
-        if isinstance(event, CheckpointSaved) or time.time() - self.run.manifest.heartbeat > HEARTBEAT_SECONDS:
+        if isinstance(event, CheckpointSaved):
             self.note(self.run.manifest.state)
         self.callbacks.on_event(event)
 
@@ -62,7 +68,23 @@ class Recorder:
         self.note(self.run.manifest.state)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be flushed was told when it was written
+                self._file.close()
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            self._file = None
+            self._without_file(error)
+
+    def _without_file(self, error: OSError) -> None:
+        logger.warning("%s cannot be written: %s", self.run.folder / EVENTS_FILE, error)
 
 
 @contextlib.contextmanager
@@ -74,25 +96,19 @@ def recording(run: RunFolder, callbacks: Callbacks) -> Iterator[Recorder]:
         yield recorder
     except BaseException as error:
         state = "stopped" if isinstance(error, StoppedByUserError) else "failed"
-        _note_if_possible(recorder, state, f"{type(error).__name__}: {error}")
+        recorder.note(state, f"{type(error).__name__}: {error}")
         raise
     finally:
         recorder.close()
 
 
-def read_losses(folder: Path) -> tuple[float, ...]:
-    """Loss of each step from events.jsonl of a run folder; a step that was done twice counts as it was last."""
-    losses: dict[int, float] = {}
-    path = folder / "events.jsonl"
-    for line in path.read_bytes().splitlines():
-        try:
-            event = parse_json(line, str(path), CheckpointError, "")
-        except CheckpointError:  # torn by a power cut; the steps after the last checkpoint were done again
-            continue
-        step, loss = event.get("step"), event.get("loss")
-        if event.get("event") == StepReport.__name__ and isinstance(step, int) and isinstance(loss, (int, float)):
-            losses[step] = loss
-    return tuple(losses[step] for step in sorted(losses))
+def read_losses(run: RunFolder) -> tuple[float, ...]:
+    """Loss of each step of a run: from its newest checkpoint, else from events.jsonl as far as that can be read."""
+    for checkpoint in reversed(list_checkpoints(run.checkpoints)):
+        losses = losses_of(checkpoint)
+        if losses:
+            return losses
+    return _losses_of_events(run.folder / EVENTS_FILE)
 
 
 def raise_if_previews_failed(run: RunFolder, lora: Path) -> None:
@@ -105,15 +121,20 @@ def raise_if_previews_failed(run: RunFolder, lora: Path) -> None:
         raise PreviewError(
             f"The LoRA is finished and saved as {lora}, but {len(failures)} previews failed (steps"
             f" {', '.join(failures)}). The first: {next(iter(failures.values()))} Queue again"
-            " to take the LoRA as it is."
+            " to try these previews again; the LoRA is complete without them."
         )
 
 
-def _note_if_possible(recorder: Recorder, state: str, message: str) -> None:
-    try:
-        recorder.note(state, message)
-    except OSError as error:  # e.g. the full disk that ended the run; its own error must get through
-        logger.warning("%s could not be updated: %s", recorder.run.folder / "manifest.json", error)
+def _losses_of_events(path: Path) -> tuple[float, ...]:
+    """A step that was done twice counts as it was last; lines that are damaged are left out."""
+    losses: dict[int, float] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(CheckpointError):
+            event = parse_json(line, str(path), CheckpointError, "")
+            step, loss = event.get("step"), event.get("loss")
+            if event.get("event") == StepReport.__name__ and isinstance(step, int) and isinstance(loss, (int, float)):
+                losses[step] = loss
+    return tuple(losses[step] for step in sorted(losses))
 
 
 def _as_json(event: Event) -> dict[str, Any]:

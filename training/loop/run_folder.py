@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,19 +21,33 @@ from pathlib import Path
 from typing import Any
 
 from ..caches.cache import Cache
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError, LoraFileError
 from ..events import Callbacks, WarningRaised
-from ..files import read_json, replacing, sha256_of_file, sha256_of_json, write_json
+from ..files import TEMPORARY, read_json, remove_leftovers, replacing, sha256_of_file, sha256_of_json, write_json
+from ..lora.file import read_lora
 from ..settings.model import flavour_of
 from ..settings.run import TrainConfig
 from ..weights.spec import ModelSpec
-from .checkpoint import ADAPTER_FILE, list_checkpoints, step_of
+from .checkpoint import ADAPTER_FILE, adapter_digest, fingerprint_of, list_checkpoints, step_of
 from .run_lock import exclusive
+
+logger = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Counts up whenever the same settings would train other numbers: older unfinished runs are then not resumed."""
 
 FINISHED = "finished"
+
+MANIFEST_FILE, LOCK_FILE, CHECKPOINTS = "manifest.json", "run.lock", "checkpoints"
+
+LONGEST_PATH = 259 if os.name == "nt" else float("inf")
+"""Characters that programs may use in a path on a Windows without long paths switched on."""
+
+LONGEST_INSIDE = 110
+"""Characters of the longest path inside a run's folder, that of a preview (`previews.py`)."""
+
+A_DAY = 24 * 3600.0
+"""Seconds; no process writes one file for so long."""
 
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")
 """Learning rates that do not depend on how long the run will be: more steps continue from the last one."""
@@ -48,10 +64,12 @@ class Manifest:
     total_steps: int
     message: str = ""
     pid: int
-    heartbeat: float
-    """Seconds since 1970 of the last sign of life."""
+    updated: float
+    """Seconds since 1970."""
     lora: str | None = None
     """The LoRA file's name in the LoRA folder."""
+    lora_sha256: str | None = None
+    """Of the finished LoRA; None before, and in runs of versions that did not note it."""
     preview_failures: Mapping[str, str] = field(default_factory=dict)
     """Step -> what went wrong with its previews."""
 
@@ -71,7 +89,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     @property
     def samples(self) -> Path:
@@ -83,18 +101,18 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether everything is done and the LoRA is still here, in the copy or in the last checkpoint."""
-        here = self.lora_copy.is_file() or bool(list_checkpoints(self.checkpoints))
-        return self.manifest.state == FINISHED and self.manifest.step == self.manifest.total_steps and here
+        """Whether everything is done and the LoRA is still here as it was written."""
+        done = self.manifest.state == FINISHED and self.manifest.step == self.manifest.total_steps
+        return done and sound_lora(self) is not None
 
     def note(self, manifest: Manifest) -> None:
-        """Writes manifest.json.
-
-        Raises:
-            OSError: the disk is full or the folder cannot be written.
-        """
-        self.manifest = replace(manifest, pid=os.getpid(), heartbeat=time.time())
-        write_json(self.folder / "manifest.json", dataclasses.asdict(self.manifest))
+        """Writes manifest.json; a failure is a warning only, since a checkpoint tells the same."""
+        self.manifest = replace(manifest, pid=os.getpid(), updated=time.time())
+        path = self.folder / MANIFEST_FILE
+        try:
+            write_json(path, dataclasses.asdict(self.manifest))
+        except OSError as error:
+            logger.warning("%s could not be updated: %s", path, error)
 
 
 def run_fingerprint(config: TrainConfig, spec: ModelSpec, cache: Cache, transformer_identity: str) -> str:
@@ -136,24 +154,44 @@ def claim_run(config: TrainConfig, fingerprint: str, runs_dir: Path, lora_dir: P
     under the first name that neither a run nor a LoRA file has.
 
     Raises:
-        CheckpointError: another process works on this run.
+        CheckpointError: another process works on this run, or its folder cannot be made.
     """
     existing = None if config.restart else _existing_run(runs_dir, config, fingerprint)
-    folder = existing or _new_folder(runs_dir, lora_dir, config.run_name)
+    try:
+        folder = existing or _new_folder(runs_dir, lora_dir, config.run_name)
+    except OSError as error:
+        raise CheckpointError(
+            f"The folder of the run cannot be made in {runs_dir}: {error}. Free some space or make the folder writable,"
+            " then queue again."
+        ) from error
     with _held(folder):
-        manifest = _read_manifest(folder) or Manifest(
-            fingerprint=fingerprint,
-            state="running",
-            step=0,
-            total_steps=config.max_train_steps,
-            pid=os.getpid(),
-            heartbeat=time.time(),
+        _remove_leftovers(folder, lora_dir)
+        manifest = read_manifest(folder)
+        notes = _notes(folder, config, lora_dir, existing is not None)
+        if manifest is None and existing is not None:
+            manifest = _rebuilt_manifest(folder)
+            notes += (f"{MANIFEST_FILE} of {folder.name} was damaged and has been rebuilt from the checkpoints.",)
+        manifest = manifest or Manifest(
+            fingerprint=fingerprint, state="running", step=0, total_steps=0, pid=os.getpid(), updated=time.time()
         )
-        manifest = replace(manifest, total_steps=config.max_train_steps)
-        run = RunFolder(folder=folder, manifest=manifest, notes=_notes(folder, config, existing is not None))
-        if existing is None:
-            run.note(manifest)
+        run = RunFolder(folder=folder, manifest=replace(manifest, total_steps=config.max_train_steps), notes=notes)
+        run.note(run.manifest)
         yield run
+
+
+def check_path_length(runs_dir: Path, name: str, limit: float = LONGEST_PATH) -> None:
+    """Refuses a run whose files would get longer paths than the system takes.
+
+    Raises:
+        ConfigError: naming the length and the remedy.
+    """
+    length = len(os.path.abspath(runs_dir / name)) + max(LONGEST_INSIDE, len(f"/{name}.safetensors"))
+    if length > limit:
+        raise ConfigError(
+            f"run_name is {name!r}; in {runs_dir} the run's files would get paths of up to {length} characters, and"
+            f" this system takes {limit:.0f}. Choose a name that is at least {length - limit:.0f} characters shorter,"
+            " or an output folder with a shorter path."
+        )
 
 
 def settings_of(config: TrainConfig, spec: ModelSpec, cache: Cache) -> dict[str, Any]:
@@ -193,23 +231,28 @@ def lora_metadata(config: TrainConfig, spec: ModelSpec, cache: Cache, fingerprin
 
 
 def publish_lora(run: RunFolder, lora_dir: Path, callbacks: Callbacks) -> Path:
-    """Copies the newest checkpoint's adapter into the run folder and the LoRA folder; returns the latter's path.
+    """Copies the run's LoRA into the run folder and the LoRA folder; returns the latter's path.
 
     A file of another origin under that name is left alone, and the next free name taken.
 
     Raises:
         CheckpointError: a copy could not be written; the adapter is safe in the checkpoint.
     """
-    checkpoints = list_checkpoints(run.checkpoints)
+    found = sound_lora(run)
+    if found is None:
+        raise CheckpointError(
+            f"No copy of the LoRA in {run.folder} is as it was written. Put the files back from a backup, or switch"
+            " restart on to train again."
+        )
+    source, digest = found
     try:
-        if run.manifest.state != FINISHED or not run.lora_copy.is_file():
-            _copy(checkpoints[-1] / ADAPTER_FILE, run.lora_copy)
+        if source != run.lora_copy:
+            _copy(source, run.lora_copy, digest)
         wanted = lora_dir / f"{run.manifest.lora or run.name}.safetensors"
-        path = _own_or_free(wanted, sha256_of_file(run.lora_copy))
+        path = _own_or_free(wanted, digest)
         if not path.exists():
-            _copy(run.lora_copy, path)
+            _copy(source, path, digest)
     except OSError as error:
-        source = checkpoints[-1] / ADAPTER_FILE if checkpoints else run.lora_copy
         raise CheckpointError(
             f"The finished LoRA could not be copied to {lora_dir}: {error}. It is safe in {source}. Free some space or"
             " make the folder writable, then queue again."
@@ -218,14 +261,30 @@ def publish_lora(run: RunFolder, lora_dir: Path, callbacks: Callbacks) -> Path:
         callbacks.on_event(
             WarningRaised(message=f"{wanted.name} is another LoRA and was left as it is; this one is {path.name}.")
         )
+    run.manifest = replace(run.manifest, lora_sha256=digest)
     return path
+
+
+def sound_lora(run: RunFolder) -> tuple[Path, str] | None:
+    """A file that holds the LoRA of the newest checkpoint, unchanged since it was written, and its SHA-256."""
+    newest = next(reversed(list_checkpoints(run.checkpoints)), None)
+    known = run.manifest.lora_sha256 if run.manifest.state == FINISHED else None
+    if known is None and newest is not None:
+        known = adapter_digest(newest)
+    files = [run.lora_copy, *([newest / ADAPTER_FILE] if newest is not None else [])]
+    for path in files:
+        with contextlib.suppress(OSError):
+            digest = sha256_of_file(path)
+            if digest == known or (known is None and newest is None and _is_lora(path)):
+                return path, digest
+    return None
 
 
 def _existing_run(runs_dir: Path, config: TrainConfig, fingerprint: str) -> Path | None:
     numbers = {}
     for folder in runs_dir.glob("*/") if runs_dir.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(config.run_name)}(?:-(\d+))?", folder.name)
-        manifest = _read_manifest(folder) if match else None
+        manifest = read_manifest(folder) or _rebuilt_manifest(folder) if match else None
         if manifest is None or manifest.fingerprint != fingerprint:
             continue
         if _steps_done(folder, manifest) <= config.max_train_steps:
@@ -235,30 +294,52 @@ def _existing_run(runs_dir: Path, config: TrainConfig, fingerprint: str) -> Path
 
 def _steps_done(folder: Path, manifest: Manifest) -> int:
     """The manifest is written after a checkpoint: a crash between the two leaves it behind."""
-    return max(manifest.step, *map(step_of, list_checkpoints(folder / "checkpoints")), 0)
+    return max(manifest.step, *map(step_of, list_checkpoints(folder / CHECKPOINTS)), 0)
 
 
 def _new_folder(runs_dir: Path, lora_dir: Path, name: str) -> Path:
-    number = 1
-    while True:
+    """The first of `name`, `name-2`, ... that no run and no LoRA file has.
+
+    Raises:
+        OSError: `runs_dir` cannot be written.
+    """
+    for number in itertools.count(1):
         candidate = runs_dir / (name if number == 1 else f"{name}-{number}")
-        number += 1
         if (lora_dir / f"{candidate.name}.safetensors").exists():
             continue
         try:
             candidate.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if not _is_abandoned(candidate):
+                continue
         return candidate
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a process was killed between making `folder` and writing anything of a run into it."""
+    if not folder.is_dir() or not {path.name for path in folder.iterdir() if path.suffix != TEMPORARY} <= {LOCK_FILE}:
+        return False
+    try:
+        with exclusive(folder / LOCK_FILE):
+            return True
+    except BlockingIOError:
+        return False
+
+
+def _remove_leftovers(folder: Path, lora_dir: Path) -> None:
+    """What killed processes left behind: this process holds the run; others may be writing into `lora_dir`."""
+    for place in (folder, folder / CHECKPOINTS, folder / "samples", folder / "debug"):
+        remove_leftovers(place)
+    remove_leftovers(lora_dir, older_than=A_DAY)
 
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     lock = contextlib.ExitStack()
     try:
-        lock.enter_context(exclusive(folder / "run.lock"))
+        lock.enter_context(exclusive(folder / LOCK_FILE))
     except BlockingIOError as error:
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         holder = f"process {manifest.pid}, step {manifest.step}" if manifest else "another process"
         raise CheckpointError(
             f"The run {folder} is being trained right now ({holder}). Wait until it ends or stop it there,"
@@ -268,22 +349,59 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _notes(folder: Path, config: TrainConfig, resumed: bool) -> tuple[str, ...]:
+def _notes(folder: Path, config: TrainConfig, lora_dir: Path, resumed: bool) -> tuple[str, ...]:
     if folder.name == config.run_name:
         return ()
-    reason = (
-        "it is the newest run with these settings"
-        if resumed
-        else "that name has a run of other settings, or a LoRA file, or restart is on"
-    )
+    if resumed:
+        reason = "it is the newest run with these settings"
+    elif config.restart:
+        reason = "restart is on"
+    elif read_manifest(folder.with_name(config.run_name)) is not None:
+        reason = f"the run {config.run_name} has other settings, data or weights"
+    elif (lora_dir / f"{config.run_name}.safetensors").exists():
+        reason = f"there is a LoRA file {config.run_name}.safetensors"
+    else:
+        reason = f"the folder {config.run_name} holds something else"
     return (f"This run is {folder.name}, not {config.run_name}: {reason}.",)
 
 
-def _read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> Manifest | None:
+    """What manifest.json of a run's folder says; None: missing or damaged."""
     try:
-        return Manifest(**read_json(folder / "manifest.json", CheckpointError, ""))
+        values = read_json(folder / MANIFEST_FILE, CheckpointError, "")
+        # Versions before 0.2 called it heartbeat.
+        values = {"updated": values.get("heartbeat", 0.0), **values}
+        names = {field.name for field in dataclasses.fields(Manifest)}
+        manifest = Manifest(**{name: value for name, value in values.items() if name in names})
     except (CheckpointError, TypeError):
         return None
+    kinds = {"fingerprint": str, "state": str, "step": int, "total_steps": int, "preview_failures": dict}
+    return manifest if all(isinstance(getattr(manifest, name), kind) for name, kind in kinds.items()) else None
+
+
+def _rebuilt_manifest(folder: Path) -> Manifest | None:
+    """What the newest readable checkpoint says about the run; None without one."""
+    for checkpoint in reversed(list_checkpoints(folder / CHECKPOINTS)):
+        fingerprint = fingerprint_of(checkpoint)
+        if fingerprint is not None:
+            step = step_of(checkpoint)
+            return Manifest(
+                fingerprint=fingerprint,
+                state="stopped",
+                step=step,
+                total_steps=step,
+                pid=os.getpid(),
+                updated=time.time(),
+            )
+    return None
+
+
+def _is_lora(path: Path) -> bool:
+    try:
+        read_lora(path)
+    except LoraFileError:
+        return False
+    return True
 
 
 def _own_or_free(wanted: Path, digest: str) -> Path:
@@ -294,6 +412,12 @@ def _own_or_free(wanted: Path, digest: str) -> Path:
     return path
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, digest: str) -> None:
+    """
+    Raises:
+        OSError: the disk is full, or what was written is not what was read.
+    """
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
+        if sha256_of_file(temporary) != digest:
+            raise OSError(f"the copy of {source} differs from it; the disk may be failing")

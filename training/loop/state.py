@@ -50,6 +50,8 @@ class TrainState:
     """Step of the newest checkpoint."""
     losses: list[float] = field(default_factory=list)
     """One per step."""
+    consistent: bool = True
+    """False while the optimiser changes the adapter: what is between two steps must not be saved."""
 
     @property
     def batches_done(self) -> int:
@@ -58,6 +60,29 @@ class TrainState:
 
     def lora_metadata(self) -> dict[str, str]:
         return {**self.metadata, "step": str(self.step)}
+
+    @contextlib.contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Around what comes before the optimiser: an error leaves no gradients, and the same numbers to be drawn."""
+        drawn = self.generator.get_state()
+        try:
+            yield
+        except BaseException:
+            self.generator.set_state(drawn)
+            self.optimizer.zero_grad()
+            raise
+
+    def update(self, loss: float) -> None:
+        """One step of the optimiser, of the learning rate's schedule and of the moving average."""
+        self.consistent = False
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.parameters.values())
+        self.step += 1
+        self.losses.append(loss)
+        self.consistent = True
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 
 from ..caches.cache import Cache
-from ..errors import NonFiniteLossError, StoppedByUserError
+from ..errors import CheckpointError, NonFiniteLossError, StoppedByUserError
 from ..events import Callbacks, RunFinished, RunStarted, StepReport, WarningRaised
 from ..files import write_json
 from ..settings.run import TrainConfig
@@ -21,14 +22,25 @@ from ..weights.source import identity_of
 from ..weights.spec import ModelSpec
 from .batches import load_batch
 from .check import check_run, training_hints
-from .checkpoint import check_writable, remove_unfinished, restore_newest, save_checkpoint
+from .checkpoint import check_writable, checkpoint_name, restore, restore_newest, save_checkpoint
 from .debug import write_debug_images
 from .optimizer import clip_gradients
 from .previews import Previews, newest_pictures, prepare_previews
 from .record import Recorder, raise_if_previews_failed, read_losses, recording
-from .run_folder import FINISHED, RunFolder, claim_run, lora_metadata, publish_lora, run_fingerprint, settings_of
+from .run_folder import (
+    FINISHED,
+    RunFolder,
+    check_path_length,
+    claim_run,
+    lora_metadata,
+    publish_lora,
+    run_fingerprint,
+    settings_of,
+)
 from .state import TrainState, open_state
 from .step import draw, forward_step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +88,12 @@ def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces,
         PreviewError: previews failed: at once before the first step, else when the LoRA is finished and saved.
         StoppedByUserError: asked to stop; everything is saved.
     """
+    check_path_length(places.runs_dir, config.run_name)
     check_run(config, spec, cache, places.validation_cache)
     identity = identity_of(spec, "transformer", callbacks)
     fingerprint = run_fingerprint(config, spec, cache, identity)
     with claim_run(config, fingerprint, places.runs_dir, places.lora_dir) as run:
-        if run.finished:
+        if run.finished and not run.manifest.preview_failures:
             return _result_of_finished(run, places, callbacks)
         with recording(run, callbacks) as recorder, torch.inference_mode(False), torch.enable_grad():
             _prepare_folder(run, config, spec, cache, recorder)
@@ -93,7 +106,8 @@ def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces,
                 _announce(state, run, recorder)
                 if config.options.debug_images:
                     write_debug_images(state, spec, run.folder / "debug", recorder)
-                with _saving_when_stopped(state, run, recorder):
+                with _saving_when_it_ends_early(state, run, recorder):
+                    _make_up_for_previews(state, run, previews, recorder)
                     _preview_if_due(state, run, previews, recorder)
                     while state.step < config.max_train_steps:
                         _raise_if_stopped(recorder)
@@ -104,17 +118,36 @@ def train(config: TrainConfig, spec: ModelSpec, cache: Cache, places: RunPlaces,
             lora = _finish(run, places, config.max_train_steps, recorder)
     raise_if_previews_failed(run, lora)
     return TrainResult(
-        lora=lora, losses=losses, folder=run.folder, samples=newest_pictures(run.samples), step=len(losses)
+        lora=lora, losses=losses, folder=run.folder, samples=newest_pictures(run.samples, callbacks), step=len(losses)
     )
 
 
 def train_one_step(state: TrainState) -> StepReport:
     """Forward and backward over `gradient_accumulation_steps` batches, then one step of the optimiser.
 
+    Whatever is raised before the optimiser's step leaves `state` as the step before left it.
+
     Raises:
         NonFiniteLossError: before the optimiser step; names the step and its samples.
     """
     started = time.perf_counter()
+    with state.undone_on_error():
+        loss, grad_norm, bucket = _accumulate_gradients(state)
+    (learning_rate,) = state.scheduler.get_last_lr()
+    state.update(loss)
+    return StepReport(
+        step=state.step,
+        total_steps=state.config.max_train_steps,
+        loss=loss,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        seconds=time.perf_counter() - started,
+        bucket=bucket,
+    )
+
+
+def _accumulate_gradients(state: TrainState) -> tuple[float, float, tuple[int, int]]:
+    """(loss, norm of the gradients before clipping, bucket of the last batch)"""
     options = state.config.options
     accumulation = options.gradient_accumulation_steps
     losses, names = [], []
@@ -129,23 +162,7 @@ def train_one_step(state: TrainState) -> StepReport:
     # Waits for the device (LongCat-Video also does in its forward pass, see `prompt_rows`).
     loss, grad_norm = torch.stack((torch.stack(losses).sum(), norm)).tolist()
     _check_finite(state.step + 1, loss, grad_norm, names)
-    (learning_rate,) = state.scheduler.get_last_lr()
-    state.optimizer.step()
-    state.scheduler.step()
-    state.optimizer.zero_grad()
-    if state.ema is not None:
-        state.ema.step(state.parameters.values())
-    state.step += 1
-    state.losses.append(loss)
-    return StepReport(
-        step=state.step,
-        total_steps=state.config.max_train_steps,
-        loss=loss,
-        grad_norm=grad_norm,
-        learning_rate=learning_rate,
-        seconds=time.perf_counter() - started,
-        bucket=batch.bucket,
-    )
+    return loss, grad_norm, batch.bucket
 
 
 def _result_of_finished(run: RunFolder, places: RunPlaces, callbacks: Callbacks) -> TrainResult:
@@ -157,16 +174,20 @@ def _result_of_finished(run: RunFolder, places: RunPlaces, callbacks: Callbacks)
     callbacks.on_event(RunFinished(step=step, lora=lora))
     return TrainResult(
         lora=lora,
-        losses=read_losses(run.folder)[:step],
+        losses=read_losses(run)[:step],
         folder=run.folder,
-        samples=newest_pictures(run.samples),
+        samples=newest_pictures(run.samples, callbacks),
         step=step,
     )
 
 
 def _prepare_folder(run: RunFolder, config: TrainConfig, spec: ModelSpec, cache: Cache, callbacks: Callbacks) -> None:
-    remove_unfinished(run.checkpoints)
-    write_json(run.folder / "config.json", settings_of(config, spec, cache))
+    try:
+        write_json(run.folder / "config.json", settings_of(config, spec, cache))
+    except OSError as error:
+        raise CheckpointError(
+            f"The run folder {run.folder} cannot be written: {error}. Free some space or choose another output folder."
+        ) from error
     for note in run.notes if run.manifest.step else (*run.notes, *training_hints(spec)):
         callbacks.on_event(WarningRaised(message=note))
 
@@ -184,16 +205,29 @@ def _announce(state: TrainState, run: RunFolder, callbacks: Callbacks) -> None:
 
 
 @contextlib.contextmanager
-def _saving_when_stopped(state: TrainState, run: RunFolder, callbacks: Callbacks) -> Iterator[None]:
+def _saving_when_it_ends_early(state: TrainState, run: RunFolder, callbacks: Callbacks) -> Iterator[None]:
+    """Writes a checkpoint of the steps done, whatever ends the run: a stop, too little memory, a damaged file."""
     try:
         yield
     except StoppedByUserError as stop:
-        if state.step > state.saved_step:
-            save_checkpoint(state, run.checkpoints, callbacks)
+        _save_if_newer(state, run, callbacks)
         raise StoppedByUserError(
             f"Stopped at step {state.step} of {state.config.max_train_steps}. Everything is saved in {run.folder};"
             " queue again to continue."
         ) from stop
+    except CheckpointError:  # another one would fail as well
+        raise
+    except Exception as error:
+        try:
+            _save_if_newer(state, run, callbacks)
+        except CheckpointError as unsaved:
+            logger.warning("After %s: %s", type(error).__name__, unsaved)
+        raise
+
+
+def _save_if_newer(state: TrainState, run: RunFolder, callbacks: Callbacks) -> None:
+    if state.consistent and state.step > state.saved_step:
+        save_checkpoint(state, run.checkpoints, callbacks)
 
 
 def _raise_if_stopped(callbacks: Callbacks) -> None:
@@ -205,6 +239,20 @@ def _save_if_due(state: TrainState, run: RunFolder, callbacks: Callbacks) -> Non
     last = state.step == state.config.max_train_steps
     if last or state.step % state.config.options.checkpoint_step_interval == 0:
         save_checkpoint(state, run.checkpoints, callbacks)
+
+
+def _make_up_for_previews(state: TrainState, run: RunFolder, previews: Previews, recorder: Recorder) -> None:
+    """Previews that failed earlier are sampled again, where a checkpoint of their step is still there."""
+    newest = state.step
+    for step in sorted(map(int, run.manifest.preview_failures)):
+        checkpoint = run.checkpoints / checkpoint_name(step)
+        if not previews.inputs or step != newest and not checkpoint.is_dir():
+            recorder.note_previews(step, None)
+        elif step != newest:
+            restore(state, checkpoint)
+            _preview_if_due(state, run, previews, recorder)
+    if state.step != newest:
+        restore(state, run.checkpoints / checkpoint_name(newest))
 
 
 def _preview_if_due(state: TrainState, run: RunFolder, previews: Previews, recorder: Recorder) -> None:

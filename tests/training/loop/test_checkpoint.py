@@ -8,9 +8,9 @@ import pytest
 import torch
 from comfyui_longcat.training.errors import CheckpointError
 from comfyui_longcat.training.events import CheckpointSaved, NoCallbacks, WarningRaised
+from comfyui_longcat.training.files import remove_leftovers
 from comfyui_longcat.training.loop.checkpoint import (
     list_checkpoints,
-    remove_unfinished,
     restore_newest,
     save_checkpoint,
 )
@@ -142,7 +142,7 @@ def test_leftovers_of_a_killed_process_are_no_checkpoints_and_go(folder):
     (folder / ".step-000006.abc.tmp").mkdir()
     (folder / "step-000006.part").mkdir()
     assert [path.name for path in list_checkpoints(folder)] == ["step-000002", "step-000004"]
-    remove_unfinished(folder)
+    remove_leftovers(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004", "step-000006.part"]
 
 

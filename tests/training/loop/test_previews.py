@@ -113,7 +113,7 @@ def test_leaves_the_model_and_all_random_state_as_they_were(trainable, tmp_path,
         assert transformer.training
         assert all(torch.equal(weights[name], tensor) for name, tensor in transformer.state_dict().items())
     (event,) = heard.of(SamplesReady)
-    assert event.paths == newest_pictures(tmp_path / "samples")
+    assert event.paths == newest_pictures(tmp_path / "samples", heard)
     names = [record.record.name for record in trainable.cache.records[:2]]
     assert [path.name for path in event.paths] == [f"step-000002-{i:02d}-{name}.png" for i, name in enumerate(names)]
     for path, image in zip(event.paths, event.images, strict=True):
@@ -187,23 +187,31 @@ class LosesTheVae(NoCallbacks):
 
 
 def test_a_later_failure_shows_at_the_end_and_the_lora_is_there(trainable, own_model, places, listener):
+    config = replace(CONFIG, options=replace(CONFIG.options, checkpoint_step_interval=2))
     callbacks = LosesTheVae(own_model.folder, step=2)
     with pytest.raises(PreviewError, match=r"finished and saved as .*run\.safetensors, but 2 .*steps 2, 3") as caught:
-        train(CONFIG, own_model, trainable.cache, places, callbacks)
+        train(config, own_model, trainable.cache, places, callbacks)
     print(caught.value)
     assert len([event for event in callbacks.events if isinstance(event, RunFinished)]) == 1
     warnings = [event.message for event in callbacks.events if isinstance(event, WarningRaised)]
     assert any("previews of step 2 failed" in message and "training continues" in message for message in warnings)
     manifest = json.loads((places.runs_dir / "run" / "manifest.json").read_text())
     assert manifest["state"] == "finished" and set(manifest["preview_failures"]) == {"2", "3"}
-    plain = replace(CONFIG, run_name="plain", validation=None)
+    plain = replace(config, run_name="plain", validation=None)
     whole = train(plain, trainable.spec, trainable.cache, places, NoCallbacks())
     assert (places.lora_dir / "run.safetensors").read_bytes() == whole.lora.read_bytes()
-    # Queued again: the user has seen it and takes the LoRA as it is.
+    # The cause is gone: the previews are made up for, from checkpoints of their steps, and the LoRA stays as it is.
     shutil.copytree(trainable.spec.folder, own_model.folder, dirs_exist_ok=True)
     heard = listener()
-    assert train(CONFIG, own_model, trainable.cache, places, heard).lora == places.lora_dir / "run.safetensors"
-    assert any("previews of step 2 failed" in event.message for event in heard.of(WarningRaised))
+    again = train(config, own_model, trainable.cache, places, heard)
+    assert not heard.of(StepReport) and again.lora.read_bytes() == whole.lora.read_bytes()
+    assert {event.step for event in heard.of(SamplesReady)} == {2, 3}
+    assert json.loads((places.runs_dir / "run" / "manifest.json").read_text())["preview_failures"] == {}
+    never_failed = train(replace(config, run_name="sound"), trainable.spec, trainable.cache, places, NoCallbacks())
+    made_up, sound = (result.folder / "samples" for result in (again, never_failed))
+    assert {path.name: path.read_bytes() for path in made_up.iterdir()} == {
+        path.name: path.read_bytes() for path in sound.iterdir()
+    }
 
 
 def test_a_failure_before_the_first_step_ends_the_run_at_once(trainable, places, listener):
@@ -216,11 +224,11 @@ def test_a_failure_before_the_first_step_ends_the_run_at_once(trainable, places,
         def on_event(self, event):
             super().on_event(event)
             if isinstance(event, StageProgress) and event.stage == "sampling previews":
-                (places.runs_dir / "run-2" / "samples").write_text("a file")
+                (places.runs_dir / "run" / "samples").write_text("a file")
 
     callbacks = BlocksTheFolder()
     with pytest.raises(PreviewError, match="previews of step 0 failed.*Nothing is trained yet"):
         train(config, trainable.spec, trainable.cache, places, callbacks)
     assert not callbacks.of(StepReport)
-    manifest = json.loads((places.runs_dir / "run-2" / "manifest.json").read_text())
+    manifest = json.loads((places.runs_dir / "run" / "manifest.json").read_text())
     assert manifest["state"] == "failed" and "PreviewError" in manifest["message"]

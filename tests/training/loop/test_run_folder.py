@@ -1,6 +1,8 @@
 """Which folder a run gets, who holds it, and what is written down in it."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from comfyui_longcat.training.caches.cache import Cache, CachedRecord, CacheFolders
 from comfyui_longcat.training.data.records import Record, Source, TrainingSet
-from comfyui_longcat.training.errors import CheckpointError, StoppedByUserError
+from comfyui_longcat.training.errors import CheckpointError, ConfigError, StoppedByUserError
 from comfyui_longcat.training.events import (
     CheckpointSaved,
     NoCallbacks,
@@ -19,8 +21,17 @@ from comfyui_longcat.training.events import (
     StepReport,
     WarningRaised,
 )
+from comfyui_longcat.training.files import sha256_of_file
 from comfyui_longcat.training.loop.record import read_losses, recording
-from comfyui_longcat.training.loop.run_folder import claim_run, publish_lora, run_fingerprint, settings_of
+from comfyui_longcat.training.loop.run_folder import (
+    LONGEST_INSIDE,
+    check_path_length,
+    claim_run,
+    publish_lora,
+    run_fingerprint,
+    settings_of,
+)
+from comfyui_longcat.training.loop.run_lock import exclusive
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
@@ -173,6 +184,8 @@ def with_checkpoint(run, content=b"lora"):
     folder = run.checkpoints / "step-000009"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter.safetensors").write_bytes(content)
+    digest = sha256_of_file(folder / "adapter.safetensors")
+    (folder / "state.json").write_text(json.dumps({"sha256": {"adapter.safetensors": digest}, "fingerprint": "f"}))
 
 
 def test_the_lora_is_copied_and_put_back_when_it_was_deleted(tmp_path):
@@ -272,7 +285,7 @@ def test_losses_survive_a_torn_line_and_repeated_steps(tmp_path):
         with recording(run, NoCallbacks()) as recorder:
             for step, loss in ((3, 0.33), (4, 1 / 3)):
                 recorder.on_event(step_report(step, loss))
-        assert read_losses(run.folder) == (0.1, 0.2, 0.33, 1 / 3)
+        assert read_losses(run) == (0.1, 0.2, 0.33, 1 / 3)
 
 
 def test_settings_are_complete_and_json(tmp_path):
@@ -283,3 +296,172 @@ def test_settings_are_complete_and_json(tmp_path):
     (source,) = settings["sources"]
     assert DatasetConfig(**source["targets"]) == make_cache().dataset.sources[0].targets
     assert source["references"] is None
+
+
+# --- what is damaged or left over ---
+
+
+def finished_run(tmp_path, content=b"lora"):
+    """A run that has published its LoRA; (its folder, the published file)"""
+    with claim(tmp_path) as run:
+        with_checkpoint(run, content)
+        path = publish_lora(run, tmp_path / "loras", NoCallbacks())
+        run.note(replace(run.manifest, state="finished", step=run.manifest.total_steps, lora=path.stem))
+    return run.folder, path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:2])
+
+
+def test_a_damaged_copy_is_never_published(tmp_path):
+    folder, path = finished_run(tmp_path)
+    path.unlink()
+    cut(folder / "bird.safetensors")
+    with claim(tmp_path) as run:
+        assert run.finished
+        assert publish_lora(run, tmp_path / "loras", NoCallbacks()).read_bytes() == b"lora"
+        assert run.lora_copy.read_bytes() == b"lora"
+
+
+def test_a_damaged_checkpoint_does_not_matter_while_the_copy_is_whole(tmp_path):
+    folder, path = finished_run(tmp_path)
+    path.unlink()
+    cut(folder / "checkpoints" / "step-000009" / "adapter.safetensors")
+    cut(folder / "checkpoints" / "step-000009" / "state.json")
+    with claim(tmp_path) as run:
+        assert run.finished
+        assert publish_lora(run, tmp_path / "loras", NoCallbacks()).read_bytes() == b"lora"
+
+
+def test_a_run_whose_lora_is_damaged_everywhere_is_not_finished(tmp_path):
+    folder, path = finished_run(tmp_path)
+    for file in (folder / "bird.safetensors", folder / "checkpoints" / "step-000009" / "adapter.safetensors"):
+        cut(file)
+    with claim(tmp_path) as run:
+        assert not run.finished
+        with pytest.raises(CheckpointError, match=r"No copy of the LoRA in .*bird is as it was written"):
+            publish_lora(run, tmp_path / "loras", NoCallbacks())
+    assert path.read_bytes() == b"lora"
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"fingerprint": 1}', "[" * 100_000, '{"step": "many"}', "\0" * 50, None])
+def test_a_damaged_manifest_is_rebuilt_from_the_checkpoints(tmp_path, content):
+    with claim(tmp_path) as run:
+        with_checkpoint(run)
+    path = run.folder / "manifest.json"
+    path.unlink() if content is None else path.write_text(content)
+    with claim(tmp_path, replace(CONFIG, max_train_steps=20)) as again:
+        assert (again.name, again.manifest.step, again.manifest.fingerprint) == ("bird", 9, "f")
+        assert ["manifest.json of bird was damaged" in note for note in again.notes] == [True]
+    assert json.loads(path.read_text())["step"] == 9
+    with claim(tmp_path, print_of_run="other") as other:
+        assert other.name == "bird-2"
+
+
+def test_an_older_versions_manifest_is_read(tmp_path):
+    folder, _ = finished_run(tmp_path)
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    heartbeat = values.pop("updated")
+    del values["lora_sha256"]
+    path.write_text(json.dumps(values | {"heartbeat": heartbeat}))
+    with claim(tmp_path) as run:
+        assert run.finished and run.notes == ()
+
+
+def test_a_folder_that_a_killed_process_left_empty_is_taken_over(tmp_path):
+    folder = tmp_path / "runs" / "bird"
+    folder.mkdir(parents=True)
+    (folder / "run.lock").write_bytes(b"")
+    (folder / ".manifest.json.0123abcd.tmp").write_text("{")
+    with claim(tmp_path) as run:
+        assert (run.name, run.notes) == ("bird", ())
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "run.lock"]
+
+
+def test_a_folder_that_someone_works_in_is_not_taken_over(tmp_path):
+    folder = tmp_path / "runs" / "bird"
+    folder.mkdir(parents=True)
+    with exclusive(folder / "run.lock"), claim(tmp_path) as run:
+        assert run.name == "bird-2"
+
+
+def test_leftovers_of_killed_processes_go(tmp_path):
+    with claim(tmp_path) as run:
+        folder = run.folder
+    old, new = tmp_path / "loras" / ".old.safetensors.0.tmp", tmp_path / "loras" / ".new.safetensors.0.tmp"
+    places = [folder, folder / "checkpoints", folder / "samples", folder / "debug", tmp_path / "loras"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        (place / ".cut.0.tmp").write_text("half")
+    (folder / "checkpoints" / ".step-000003.0.tmp").mkdir()
+    old.write_text("half")
+    new.write_text("half")
+    os.utime(old, (0, 0))
+    with claim(tmp_path):
+        pass
+    left = {path.relative_to(tmp_path).as_posix() for place in places for path in place.glob(".*")}
+    # Another process may be writing a LoRA right now: only what is older than a day goes.
+    assert left == {"loras/.cut.0.tmp", "loras/.new.safetensors.0.tmp"}
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ("settings", "the run bird has other settings, data or weights"),
+        ("lora", "there is a LoRA file bird.safetensors"),
+        ("restart", "restart is on"),
+        ("folder", "the folder bird holds something else"),
+    ],
+)
+def test_why_a_run_has_another_name_is_said(tmp_path, obstacle, reason):
+    config = replace(CONFIG, restart=obstacle == "restart")
+    if obstacle in ("settings", "restart"):
+        with claim(tmp_path, print_of_run="other" if obstacle == "settings" else "f"):
+            pass
+    elif obstacle == "lora":
+        (tmp_path / "loras").mkdir()
+        (tmp_path / "loras" / "bird.safetensors").write_bytes(b"someone's")
+    else:
+        (tmp_path / "runs" / "bird").mkdir(parents=True)
+        (tmp_path / "runs" / "bird" / "notes.txt").write_text("mine")
+    with claim(tmp_path, config) as run:
+        assert run.notes == (f"This run is bird-2, not bird: {reason}.",)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no text", "no object", "no loss", "deep"])
+def test_losses_come_from_the_checkpoint_whatever_became_of_the_events(tmp_path, damage):
+    with claim(tmp_path) as run:
+        with_checkpoint(run)
+        state = run.checkpoints / "step-000009" / "state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"losses": [0.5, 0.25]}))
+        events = run.folder / "events.jsonl"
+        content = {"no text": b"\xff\xfe", "no object": b"[1]\n", "no loss": b'{"event": "StepReport", "step": 1}\n'}
+        content |= {"deep": b"[" * 100_000}
+        if damage != "gone":
+            events.write_bytes(content[damage])
+        assert read_losses(run) == (0.5, 0.25)
+        # Without a checkpoint the events are all there is: what can be read of them.
+        shutil.rmtree(run.checkpoints)
+        assert read_losses(run) == ()
+
+
+def test_files_that_nobody_needs_do_not_end_a_run(tmp_path, caplog):
+    with claim(tmp_path) as run:
+        run.folder.joinpath("manifest.json").unlink()
+        for name in ("manifest.json", "events.jsonl"):
+            (run.folder / name).mkdir()
+        with recording(run, NoCallbacks()) as recorder:
+            recorder.on_event(step_report(1))
+            recorder.on_event(CheckpointSaved(step=1, folder=tmp_path))
+    assert "events.jsonl cannot be written" in caplog.text and "manifest.json could not be updated" in caplog.text
+
+
+def test_a_name_that_makes_paths_too_long_is_refused_in_time(tmp_path):
+    length = len(str(tmp_path.resolve() / "bird")) + LONGEST_INSIDE
+    check_path_length(tmp_path, "bird", length)
+    with pytest.raises(
+        ConfigError, match=rf"run_name is 'bird'; .* up to {length} characters, .*at least 1 characters"
+    ):
+        check_path_length(tmp_path, "bird", length - 1)

@@ -3,6 +3,7 @@
 import gc
 from dataclasses import replace
 
+import comfyui_longcat.training.loop.train as loop
 import pytest
 import torch
 from comfyui_longcat.training.errors import (
@@ -47,12 +48,12 @@ def run(trainable, places, callbacks=None, config=CONFIG):
     return train(config, trainable.spec, trainable.cache, places, callbacks or NoCallbacks())
 
 
-class CrashError(Exception):
-    pass
+class CrashError(BaseException):
+    """Nothing of the loop gets a chance to save."""
 
 
 class CrashesAt(NoCallbacks):
-    """A program that dies when step `step` is reported, without any chance to save."""
+    """A program that dies when step `step` is reported."""
 
     def __init__(self, step):
         self.step = step
@@ -105,6 +106,64 @@ def test_a_stopped_and_a_crashed_run_end_like_a_whole_one(trainable, places, lis
     assert result.losses == whole.losses and len(result.losses) == 5
     assert result.lora.read_bytes() == whole.lora.read_bytes()
     assert result.lora.name == "parted.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("place", "raised"),
+    [
+        ("forward", torch.OutOfMemoryError("out of memory")),
+        ("backward", MemoryError()),
+        ("clipping", OSError(28, "No space left")),
+    ],
+)
+def test_an_error_in_the_middle_of_a_step_loses_no_step(trainable, places, listener, monkeypatch, raised, place):
+    whole = run(trainable, places, config=replace(CONFIG, run_name="whole"))
+    calls = []
+
+    def failing(name, of, number):
+        real = getattr(of, name)
+
+        def fails_once(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == number:
+                raise raised
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, fails_once)
+
+    # Three steps are done, the fourth is under way: its random numbers are drawn already.
+    failing(
+        *{
+            "forward": ("forward_step", loop, 4),
+            "backward": ("backward", torch.Tensor, 4),
+            "clipping": ("clip_gradients", loop, 4),
+        }[place]
+    )
+    with pytest.raises(type(raised)):
+        run(trainable, places)
+    heard = listener()
+    result = run(trainable, places, heard)
+    assert [event.first_step for event in heard.of(RunStarted)] == [4]
+    assert result.losses == whole.losses and result.lora.read_bytes() == whole.lora.read_bytes()
+
+
+def test_an_error_inside_the_optimisers_step_saves_nothing_of_it(trainable, places, listener, monkeypatch):
+    whole = run(trainable, places, config=replace(CONFIG, run_name="whole"))
+    real, calls = torch.optim.AdamW.step, []
+
+    def fails_half_way(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails_half_way)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(trainable, places)
+    heard = listener()
+    result = run(trainable, places, heard)
+    assert [event.first_step for event in heard.of(RunStarted)] == [3]  # the last checkpoint is of step 2
+    assert result.losses == whole.losses and result.lora.read_bytes() == whole.lora.read_bytes()
 
 
 def test_reports_every_step_and_leaves_its_files(trainable, places, listener):
