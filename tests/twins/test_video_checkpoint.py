@@ -158,11 +158,21 @@ def test_widths_of_the_encoders_in_all_their_layouts():
         ("vae", {"z_dim": 48}, "48 latent channels, .* takes 16"),
         ("vae", {"latents_mean": None}, "no latents_mean of 16 numbers"),
         ("vae", {"latents_std": [1.0]}, "no latents_std of 16 numbers"),
+        ("vae", {"z_dim": [16]}, r"\[16\] latent channels, .* takes 16"),
+        ("vae", {"latents_mean": ["1"] * 16}, "no latents_mean of 16 numbers"),
+        ("vae", {"latents_std": [0] * 16}, "no latents_std of 16 numbers"),
         ("text_encoder", {"architectures": ["CLIPTextModel"]}, "CLIPTextModel; .* UMT5EncoderModel or Qwen2_5_VL"),
+        ("text_encoder", {"architectures": {"a": 1}, "model_type": "x"}, "text_encoder holds a x; "),
+        ("text_encoder", {"model_type": ["umt5"]}, "text_encoder gives embeddings None wide"),
+        ("text_encoder", {"text_config": [], "model_type": 7}, "text_encoder gives embeddings None wide"),
+        ("dit", {"mlp_ratio": "4"}, "has mlp_ratio 4; it must be a number"),
+        ("dit", {"text_tokens_zero_pad": 1}, "has text_tokens_zero_pad 1; it must be true or false"),
+        ("dit", {"auto_map": {"AutoModel": "a.B"}}, "asks to run Python code"),
+        ("tokenizer", {"auto_map": {"AutoTokenizer": ["a.B", None]}}, "asks to run Python code"),
     ],
 )
 def test_parts_of_other_models_are_refused(copy, part, values, message):
-    change(copy / part / "config.json", **values)
+    change(copy / part / ("tokenizer_config.json" if part == "tokenizer" else "config.json"), **values)
     with pytest.raises(ModelError, match=message):
         check_folder(copy)
 

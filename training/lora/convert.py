@@ -52,7 +52,10 @@ def convert_lora(path: Path, layout: str, destination: Path) -> Path:
             f"{path} is a LoRA of {family.title}, for which there is no layout {layout!r};"
             f" choose one of {', '.join(family.layouts)}."
         )
-    tensors = tensors_in(family, layout, weights)
+    try:
+        tensors = tensors_in(family, layout, weights)
+    except ValueError as error:
+        raise LoraFileError(f"{path}: {error}. The LoRA was made for another model.") from error
     config = peft_config(weights) if layout == PEFT else None
     file = next(
         file

@@ -140,6 +140,9 @@ def tensors_in(family: LoraFamily, layout: str, weights: Mapping[str, LoraWeight
 
     Args:
         weights: by the model's own names; all of the family (`check_modules`) unless the layout has these names.
+
+    Raises:
+        ValueError: a joined linear has other rows than its parts.
     """
     spelling = family.layouts[layout]
     named = weights if spelling.scheme == 0 else in_scheme(family, spelling.scheme, weights)
@@ -158,6 +161,9 @@ def in_scheme(family: LoraFamily, scheme: int, weights: Mapping[str, LoraWeights
 
     Args:
         weights: by the model's own names; all of the family (`check_modules`).
+
+    Raises:
+        ValueError: a joined linear has other rows than its parts.
     """
     layers = [layer for layer in (find_layer(family, name) for name in weights) if layer is not None]
     found = {}

@@ -175,6 +175,9 @@ def _is_entry(entry: Any) -> bool:
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         return False
+    # An empty tensor too must have strides that 64 bits hold.
+    if math.prod(side or 1 for side in shape) > LARGEST_NUMBER:
+        return False
     size = BYTES.get(entry["dtype"])
     return size is None or offsets[1] - offsets[0] == math.prod(shape) * size
 

@@ -53,7 +53,8 @@ def fill(
         raise misfit(source, f"{len(missing)} of the model's weights are missing, for example {missing[0]}")
     blocks = blocks_of(model)
     for part, inside in _by_part(there, blocks).items():
-        weights = {name: read(name) for name in inside}
+        with reading(source):
+            weights = {name: read(name) for name in inside}
         for name, tensor in weights.items():
             if tuple(tensor.shape) != shapes[name]:
                 raise misfit(source, f"{name} is {list(tensor.shape)} there and {list(shapes[name])} in the model")

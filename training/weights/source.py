@@ -271,6 +271,7 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
             f" {str(in_channels)[:40]} ({LATENTS_PER_TOKEN} times as many are needed). These parts are of different"
             " models: copy or download the folder again."
         )
+    _check_transformer(folder / "transformer" / "config.json", configs["transformer"])
     for name in ("scaling_factor", "shift_factor"):
         value = configs["vae"].get(name)
         if type(value) not in (int, float) or (name == "scaling_factor" and value == 0):
@@ -278,3 +279,16 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
                 f"{folder / 'vae' / 'config.json'} has {name} {str(value)[:40]}; it must be a number, as latents are"
                 " scaled by it. Copy or download the folder again."
             )
+
+
+def _check_transformer(path: Path, config: dict[str, Any]) -> None:
+    """Positions are computed from these at the first step only: with others a run would end after its caching."""
+    # Left out, they are the released ones (diffusers: transformer_longcat_image.py).
+    width = config.get("attention_head_dim", 128)
+    axes = config.get("axes_dims_rope", [16, 56, 56])
+    counts = isinstance(axes, list) and len(axes) == 3 and all(type(axis) is int and axis > 0 for axis in axes)
+    if not counts or sum(axes) != width or any(axis % 2 for axis in axes):
+        raise ModelError(
+            f"{path} has axes_dims_rope {str(axes)[:40]} for heads of {str(width)[:40]}; it must be three even numbers"
+            " with that sum. Copy or download the folder again."
+        )

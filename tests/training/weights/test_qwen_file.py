@@ -152,6 +152,26 @@ def test_other_text_encoders_are_refused_by_name(text_encoder, tmp_path):
         assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (0, 0), (7, 255), (2, 2, 2)])
+@pytest.mark.parametrize("part", qwen_file.PARTS)
+def test_tensors_of_any_other_shape_are_our_error(text_encoder, tmp_path, part, shape):
+    save_file(
+        hub_names(text_encoder, head=False) | {qwen_file.PARTS[part]: torch.zeros(shape)}, tmp_path / "odd.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"odd\.safetensors"):
+        single_file.load_text_encoder(tmp_path / "odd.safetensors", torch.float32)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1000000", "\N{ARABIC-INDIC DIGIT THREE}"])
+def test_a_damaged_number_of_a_block_is_not_counted_up_to(text_encoder, tmp_path, number):
+    path = tmp_path / "odd.safetensors"
+    weights = hub_names(text_encoder, head=False)
+    weights[f"model.layers.{number}.mlp.up_proj.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, path)
+    with pytest.raises(ModelError, match="1 tensors are missing.*layers.1.mlp.up_proj"):
+        single_file.load_text_encoder(path, torch.float32)
+
+
 def test_missing_and_misshapen_tensors_are_refused(text_encoder, tmp_path):
     path = tmp_path / "odd.safetensors"
     odd = hub_names(text_encoder, head=True)

@@ -216,6 +216,37 @@ def test_damaged_and_other_files_are_refused(transformer, tmp_path):
     assert "elete" not in str(raised.value)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (0, 0), (2, 2, 2), (1, 64)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("img_in.weight", "txt_in.weight", "double_blocks.0.img_attn.norm.query_norm.weight"),
+        *(
+            "double_blocks.0.img_attn.qkv.weight",
+            "single_blocks.1.linear1.bias",
+            "final_layer.adaLN_modulation.1.weight",
+        ),
+    ],
+)
+def test_tensors_of_any_other_shape_are_our_error(transformer, tmp_path, name, shape):
+    path = tmp_path / "odd.safetensors"
+    native = image_keys.convert(transformer.state_dict(), image_keys.NATIVE)
+    save_file({each: tensor.contiguous() for each, tensor in native.items()} | {name: torch.zeros(shape)}, path)
+    with pytest.raises(ModelError, match=r"odd\.safetensors"):
+        single_file.load_transformer(path, torch.float32)
+
+
+@pytest.mark.parametrize("number", ["9" * 30, "1000000", "-1", "00", "\N{ARABIC-INDIC DIGIT THREE}"])
+def test_a_damaged_number_of_a_block_is_not_counted_up_to(transformer, tmp_path, number):
+    path = tmp_path / "odd.safetensors"
+    weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    moved = weights.pop("single_transformer_blocks.1.attn.to_q.weight")
+    save_file(weights | {f"single_transformer_blocks.{number}.attn.to_q.weight": moved}, path)
+    with pytest.raises(ModelError, match="missing, such as single_transformer_blocks.1.attn.to_q.weight") as raised:
+        single_file.inspect(path)
+    assert len(str(raised.value)) < 1_000
+
+
 # What is found
 
 

@@ -124,6 +124,36 @@ def test_parts_of_different_models_are_refused(model):
     assert "16 latent channels" in refused(model)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("text_encoder", {"text_config": [], "hidden_size": None}, "the text encoder is None wide"),
+        ("text_encoder", {"text_config": {"hidden_size": "64"}}, "the text encoder is 64 wide"),
+        ("text_encoder", {"architectures": {"a": 1}, "model_type": ["x"]}, "holds a"),
+        ("vae", {"latent_channels": True}, "the VAE has True latent channels"),
+        ("vae", {"scaling_factor": "0.3611"}, "has scaling_factor 0.3611; it must be a number"),
+        ("vae", {"scaling_factor": 0}, "has scaling_factor 0; it must be a number"),
+        ("vae", {"shift_factor": None}, "has shift_factor None; it must be a number"),
+        ("vae", {"layers_per_block": 10**6}, "has layers_per_block 1000000; it must be a whole number from 0"),
+        ("transformer", {"num_layers": "many"}, "has num_layers many; it must be a whole number from 0"),
+        ("transformer", {"joint_attention_dim": {}}, "the transformer takes {}"),
+        ("transformer", {"axes_dims_rope": "4"}, "has axes_dims_rope 4 for heads of"),
+        ("transformer", {"axes_dims_rope": [4, 4]}, "has axes_dims_rope [4, 4] for heads of"),
+        ("transformer", {"attention_head_dim": [32]}, "for heads of [32]"),
+        ("transformer", {"auto_map": {"AutoModel": "a.B"}}, "asks to run Python code"),
+    ],
+)
+def test_settings_of_other_types_are_our_error(model, part, changes, message):
+    edit_json(model / part / "config.json", **changes)
+    found = refused(model)
+    assert message in found and str(model / part)[: len(str(model))] in found
+
+
+def test_odd_rotary_settings_do_not_stop_the_identity(model):
+    edit_json(model / "text_encoder" / "config.json", rope_scaling=["x"], rope_parameters=7)
+    assert len(component_identity(model, "text_encoder")) == 64
+
+
 def test_width_of_a_config_written_by_transformers_4_is_read(model):
     path = model / "text_encoder" / "config.json"
     config = json.loads(path.read_text())

@@ -96,6 +96,16 @@ def test_vaes_of_other_latents_are_refused(vae, tmp_path):
                 read(path)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (16,), (16, 16), (0, 16, 3, 3), (33, 16, 3, 3)])
+@pytest.mark.parametrize(
+    "name", ["encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"]
+)
+def test_convolutions_of_any_other_shape_are_our_error(vae, tmp_path, name, shape):
+    save_file(original_names(vae) | {name: torch.zeros(shape)}, tmp_path / "ae.safetensors")
+    with pytest.raises(ModelError, match=r"ae\.safetensors"):
+        single_file.load_vae(tmp_path / "ae.safetensors")
+
+
 def test_missing_tensors_are_named(vae, tmp_path):
     path = tmp_path / "ae.safetensors"
     lacking = original_names(vae)
