@@ -176,6 +176,8 @@ class ComfyHost:
             management.interrupt_current_processing(False)
             raise management.InterruptProcessingException() from None
         except Exception as error:
+            # What CUDA reports late stays pending until ComfyUI takes it away; the next call would raise it again.
+            management.is_oom(error.__cause__ or error)
             callbacks.announce_end("failed", str(error))
             raise
         finally:

@@ -18,7 +18,7 @@ class Other:
         return ()
 
 
-NODE_CLASS_MAPPINGS = {{"{node_id}": Other}}
+NODE_CLASS_MAPPINGS = {"NODE_ID": Other}
 """
 
 HUGE = """
@@ -52,7 +52,7 @@ def server(start, tmp_path_factory):
     (packs / "huge.py").write_text(HUGE, encoding="utf-8")
     # ComfyUI loads packs in the order in which the file system lists them.
     for node_id in TAKEN:
-        (packs / f"has_{node_id}.py").write_text(PACK.format(node_id=node_id), encoding="utf-8")
+        (packs / f"has_{node_id}.py").write_text(PACK.replace("NODE_ID", node_id), encoding="utf-8")
     with start(base) as server:
         yield server
 

@@ -177,12 +177,12 @@ def test_dataset_outside_the_allowed_roots_is_refused(host, tmp_path_factory, ho
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp"])
-def test_cache_folder_outside_the_allowed_roots_is_refused(model, pairs, module_host, name):
+def test_cache_folder_outside_the_allowed_roots_is_refused(model, pairs, cache, name):
     place = name if name.startswith("/") else f"../../{name}"
     with pytest.raises(PathError, match="CacheVAELatents.cache_dir_vae.*outside the allowed folders"):
         CacheVAELatents().cache(model, pairs[0], place, "vae/references")
     with pytest.raises(PathError, match="LongCatCacheText.cache_dir_text.*outside the allowed folders"):
-        LongCatCacheText().cache_text(model, None, place)
+        LongCatCacheText().cache_text(model, cache[0], place)
 
 
 def test_one_cache_folder_for_both_sides_is_refused(model, pairs):
@@ -220,11 +220,11 @@ def test_int8_without_quanto_is_refused(host, monkeypatch, base, text):
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "../secret.safetensors", "/etc/hostname"])
-def test_lora_outside_the_folder_or_missing_is_refused(host, name):
+def test_lora_outside_the_folder_or_missing_is_refused(host, model, name):
     (host.home / "loras").mkdir()
     (host.home / "secret.safetensors").write_bytes(b"")
     with pytest.raises(LoraFileError, match="no such file below"):
-        LongCatLoadLoRA().load(None, name, 1.0)
+        LongCatLoadLoRA().load(model, name, 1.0)
 
 
 @pytest.mark.parametrize(
