@@ -244,15 +244,36 @@ def test_display_matrices_turn_and_mirror(tmp_path, turn, mirror):
     assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected)).mean() < 12
 
 
-def test_a_file_that_names_another_file_opens_none(tmp_path):
+# FFmpeg's name of a kind of file that names another one -> such a file.
+NAMING = {
+    "concat": "ffconcat version 1.0\nfile other.ts\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.ts\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".m3u8"])
+@pytest.mark.parametrize("kind", NAMING)
+def test_a_file_that_names_another_file_opens_none(tmp_path, kind, suffix):
     """FFmpeg itself would open it: the list of formats keeps it from doing so."""
     write(tmp_path / "other.ts", "h264.ts")
-    path = tmp_path / "list.mp4"
-    path.write_text("ffconcat version 1.0\nfile other.ts\n", "utf-8")
-    with av.open(str(path)) as opened:
-        assert opened.format.name == "concat" and len(opened.streams.video) == 1
-    with pytest.raises(DataError, match=r"list\.mp4 cannot be read as a video"):
+    path = tmp_path / f"list{suffix}"
+    path.write_text(NAMING[kind], "utf-8")
+    if kind == "concat" or suffix == ".m3u8":
+        # Of playlists FFmpeg asks for their own suffix.
+        with av.open(str(path)) as opened:
+            assert opened.format.name == kind and len(opened.streams.video) == 1
+    with pytest.raises(DataError, match=rf"list\{suffix} cannot be read as a video"):
         probe_video(path)
+
+
+def test_only_files_are_opened(tmp_path):
+    """Whatever the name looks like to FFmpeg: a protocol, a list of files, a number in a sequence."""
+    write(tmp_path / "other.ts", "h264.ts")
+    here = tmp_path.as_posix()
+    for name in (f"file:{here}/other.ts", f"concat:{here}/other.ts", "subfile,,start,0,end,0,,:other.ts", "%5d.ts"):
+        with pytest.raises(DataError, match="is not there"):
+            probe_video(tmp_path / "folder" / name)
+    assert probe_video(tmp_path / "other.ts").frames > 0
 
 
 def test_a_clip_that_a_survey_calls_sound_can_be_read(tmp_path):

@@ -135,9 +135,7 @@ def test_joined_samples_are_those_of_the_batches(trainable):
     assert torch.equal(together.prompt_embeds, whole.prompt_embeds)
 
 
-@pytest.mark.parametrize(
-    ("family", "shape"), [("longcat_image", (64, 16, 4, 4)), ("longcat_video", (64, 16, 3, 4, 4))]
-)
+@pytest.mark.parametrize(("family", "shape"), [("longcat_image", (64, 16, 4, 4)), ("longcat_video", (64, 16, 3, 4, 4))])
 def test_every_sample_of_a_batch_has_a_noise_level_noise_and_dropout_of_its_own(family, shape):
     options = replace(OPTIONS, caption_dropout_probability=0.5)
     draws = draw(family_of(family), options, shape, torch.Generator().manual_seed(0))

@@ -121,19 +121,6 @@ def test_a_cached_second_run_loads_nothing(cache, spec, data, cache_folder, list
     assert again.fingerprint() == cache.fingerprint()
 
 
-@pytest.mark.parametrize("change", [{"start": 1}, {"frames": 5}, {"fps": 7.5}])
-def test_another_part_of_a_video_is_another_file(cache, spec, change):
-    record = cache.records[0].record
-    other = replace(record, clip=replace(record.clip, frames=5))
-    changed = replace(record, clip=replace(other.clip, **change))
-    before, after = (
-        cache_latents(replace(cache.dataset, records=(each,)), spec, cache.folders, CPU, NoCallbacks())[0].records[0]
-        for each in (record, changed)
-    )
-    assert before.latents == cache.records[0].latents != after.latents
-    assert before.cond_latents == after.cond_latents, "the start frame is the same"
-
-
 def test_batches_hold_clips_of_one_length(spec, data, cache_folder, cache):
     short, _, _ = cached(pair_datasets(replace(data[0], num_frames=5), data[1]), spec, cache_folder)
     both = replace(cache, records=(*cache.records, *short.records))
