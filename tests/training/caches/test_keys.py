@@ -12,15 +12,18 @@ import torch
 from comfyui_longcat.training.caches import keys
 from comfyui_longcat.training.caches.cache import CacheFolders
 from comfyui_longcat.training.caches.keys import clip_parts, hash_pictures, latents_parts, text_parts
-from comfyui_longcat.training.caches.latents import cache_latents
+from comfyui_longcat.training.caches.latents import cache_latents, load_latents
 from comfyui_longcat.training.caches.store import Item
 from comfyui_longcat.training.caches.text import cache_prompts, cache_text, prompt_of
-from comfyui_longcat.training.data.clips import Clip
+from comfyui_longcat.training.data.clips import Clip, read_clip
+from comfyui_longcat.training.data.media import read_image, to_pixels
 from comfyui_longcat.training.data.sets import pair_datasets
 from comfyui_longcat.training.events import NoCallbacks
+from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.settings.dataset import DatasetConfig
 from comfyui_longcat.training.settings.model import ModelConfig
 from comfyui_longcat.training.tiny.examples import draw_example_clips, draw_example_pairs
+from comfyui_longcat.training.weights.components import open_vae
 from comfyui_longcat.training.weights.spec import ModelSpec
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -265,3 +268,16 @@ def test_a_negative_prompt_is_a_text_like_any_other(pair):
     prompts.append(prompt_of(record, "negative prompt", "noise"))
     (one, same, other), _ = cache_prompts(prompts, pair.spec, pair.text, CPU, NoCallbacks())
     assert one == same != other and other not in pair.before.values()
+
+
+def test_a_clips_latents_are_those_of_its_own_frames(clip):
+    """Start, length, rate and crop reach the decoder, not only the key."""
+    taken = Clip(start=1, frames=5, fps=7.5)
+    record = replace(clip.record, clip=taken, bucket=(128, 64), crop=(0.5, 0.125))
+    files = clip.files(record, clip.spec)
+    pixels = read_clip(record.target, 1, 5, 7.5, (128, 64), (0.5, 0.125))
+    family = family_of("longcat_video")
+    with open_vae(clip.spec, CPU, NoCallbacks()) as vae:
+        assert torch.equal(load_latents(files[TARGET]), family.encode_pixels(vae, pixels))
+        start = to_pixels(read_image(record.references[0]), (128, 64), (0.5, 0.125))
+        assert torch.equal(load_latents(files[REFERENCE]), family.encode_pixels(vae, start))

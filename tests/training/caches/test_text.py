@@ -40,7 +40,13 @@ def cache(spec, tmp_path):
     draw_example_pairs(targets, references, count=2)
     paths = sorted(targets.glob("*.png"))
     records = tuple(
-        Record(name=p.stem, target=p, references=(references / p.name,), caption=caption, bucket=(64, 64))
+        Record(
+            name=p.stem,
+            target=p,
+            references=(references / p.name,),
+            caption=caption,
+            bucket=(64, 64),
+        )
         for p, caption in zip(paths, CAPTIONS, strict=True)
     )
     dataset = TrainingSet(
@@ -95,12 +101,23 @@ def test_embeddings_equal_the_familys_own_in_the_encoders_dtype(cache, spec, fol
     assert cached.has_text and not cache.has_text and cached.folders.text == folder
     with components.open_text_encoder(spec, CPU, NoCallbacks()) as text_encoder:
         for each in cached.records:
-            pixels = to_pixels(read_image(each.record.references[0]), each.record.bucket)
+            pixels = to_pixels(read_image(each.record.references[0]), each.record.bucket, each.record.crop)
             for caption, path in ((each.record.caption, each.prompt_embeds), ("", each.empty_prompt_embeds)):
                 prompt_embeds = load_prompt_embeds(path)
                 expected = family_of("longcat_image").encode_prompt(text_encoder, caption, [pixels])
                 assert prompt_embeds.dtype == torch.bfloat16 and path.parent == folder
                 assert torch.equal(prompt_embeds, expected)
+
+
+def test_the_encoder_sees_the_reference_cropped_as_it_is_trained(cache, spec, folder):
+    wide = with_record(cache, 0, bucket=(128, 64), crop=(0.5, 0.125))
+    cached, _ = run(wide, spec, folder)
+    record = cached.records[0].record
+    pixels = to_pixels(read_image(record.references[0]), (128, 64), (0.5, 0.125))
+    assert not torch.equal(pixels, to_pixels(read_image(record.references[0]), (128, 64)))
+    with components.open_text_encoder(spec, CPU, NoCallbacks()) as text_encoder:
+        expected = family_of("longcat_image").encode_prompt(text_encoder, record.caption, [pixels])
+    assert torch.equal(load_prompt_embeds(cached.records[0].prompt_embeds), expected)
 
 
 def test_a_second_run_opens_neither_text_encoder_nor_vae(cache, spec, folder, opens):

@@ -13,7 +13,7 @@ from comfyui_longcat.training.loop.train import train_one_step
 from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 
-STEPS, WARM_UP = 6, 2
+STEPS, WARM_UP = 5, 2
 BETAS, EPSILON, WEIGHT_DECAY = (0.8, 0.95), 1e-3, 0.25
 EMA_DECAY = 0.3
 # No option that reaches a number has its default.
@@ -85,8 +85,7 @@ class Arithmetic:
         return norm
 
 
-@pytest.mark.parametrize("max_norm", [0.0, 0.02])
-@pytest.mark.parametrize(("batches", "batch_size"), [(1, 2), (2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("batches", "batch_size", "max_norm"), [(2, 1, 0.02), (3, 1, 0.0), (2, 2, 0.02)])
 def test_batches_of_one_step_count_as_one_batch_of_all_their_samples(trainable, batches, batch_size, max_norm):
     """Gradient, weights, average, loss, norm, learning rate and position in the data, over an epoch's end."""
     options = replace(OPTIONS, gradient_accumulation_steps=batches, max_grad_norm=max_norm)
