@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js test-install test-floor faults fuzz-http demo lint format bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install test-floor test-quick faults mutants fuzz-http demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -31,6 +31,11 @@ test: test-python test-js
 test-python: $(INSTALLED)
 	OMP_NUM_THREADS=1 ORDER_SEED=$(ORDER_SEED) $(BIN)/python -m pytest --quiet --durations=10 \
 		--numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile $(if $(ORDER_SEED),--no-loadscope-reorder)
+
+# About a minute: without what is marked slow.
+test-quick: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile \
+		-m "not slow and not comfy and not gpu and not install"
 
 test-js:
 	@if command -v node >/dev/null 2>&1; then node --test tests/js/*.test.js; \
@@ -55,6 +60,13 @@ test-floor: .venv-floor/installed
 # Some minutes: shows for each of the known faults which tests notice it.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults/plant.py
+
+# Hours; COUNT=20 takes a smaller sample, SEED=1 another one, ONLY=training/lora one of a part: docs/testing.md.
+COUNT ?= 300
+SEED ?= 0
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	$(BIN)/python tests/faults/mutants.py --count $(COUNT) --seed $(SEED) $(addprefix --only ,$(ONLY))
 
 # Prompts of random faults against a real ComfyUI; another series: make fuzz-http FUZZ_SEED=2
 fuzz-http: $(INSTALLED)

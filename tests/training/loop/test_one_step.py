@@ -10,6 +10,8 @@ from comfyui_longcat.training.loop.batches import Batch, BatchOrder, load_batch
 from comfyui_longcat.training.loop.state import open_state
 from comfyui_longcat.training.loop.step import Draws, draw, forward_step
 from comfyui_longcat.training.loop.train import train_one_step
+from comfyui_longcat.training.lora.inject import TRAINED_ADAPTER, inject_lora, lora_layers
+from comfyui_longcat.training.lora.transformer import open_transformer
 from comfyui_longcat.training.models.registry import family_of
 from comfyui_longcat.training.settings.run import TrainConfig, TrainingOptions
 
@@ -123,6 +125,26 @@ def test_batches_of_one_step_count_as_one_batch_of_all_their_samples(trainable, 
 
 def difference(expected, found):
     return max((expected[name] - found[name].detach().double()).abs().max().item() for name in expected)
+
+
+def test_the_adapter_is_the_one_that_the_settings_name(trainable):
+    """Layers, rank, scale and seed reach it."""
+    adapters = {}
+    for seed in (7, 8):
+        config = replace(CONFIG, seed=seed, options=replace(OPTIONS, lora_target="official"))
+        with open_state(config, trainable.spec, trainable.cache, torch.device("cpu"), {}, NoCallbacks()) as state:
+            layers = lora_layers(state.transformer, TRAINED_ADAPTER)
+            targets = family_of("longcat_image").lora_targets("official")
+            with open_transformer(trainable.spec, torch.device("cpu"), NoCallbacks()) as other:
+                expected = inject_lora(other, targets, 2, 3.0, seed)
+                assert expected.keys() == state.parameters.keys()
+                assert all(torch.equal(expected[name], state.parameters[name]) for name in expected)
+            assert {(layer.r[TRAINED_ADAPTER], layer.scaling[TRAINED_ADAPTER]) for layer in layers.values()} == {
+                (2, 1.5)
+            }
+            assert state.transformer.training
+            adapters[seed] = {name: parameter.detach().clone() for name, parameter in state.parameters.items()}
+    assert any(not torch.equal(adapters[7][name], adapters[8][name]) for name in adapters[7])
 
 
 def test_joined_samples_are_those_of_the_batches(trainable):
