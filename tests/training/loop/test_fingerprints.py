@@ -132,9 +132,7 @@ def test_a_run_is_another_one_with_other_weights_precision_or_order():
     found = {
         run_fingerprint(config, EDIT, data, "weights"),
         run_fingerprint(config, EDIT, data, "others"),
-        run_fingerprint(
-            config, replace(EDIT, config=replace(EDIT.config, base_model_precision="fp32")), data, "weights"
-        ),
+        run_fingerprint(config, full, data, "weights"),
         run_fingerprint(config, EDIT, replace(data, records=data.records[::-1]), "weights"),
     }
     assert len(found) == 4
