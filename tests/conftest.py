@@ -28,7 +28,11 @@ ORDER_SEED = os.environ.get("ORDER_SEED")
 """Another order of the test files for every number; within a file the order stays. Unset: by name."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("comfy") or item.get_closest_marker("install"):
+            item.add_marker("slow")
     if ORDER_SEED:
         files = sorted({item.path for item in items})
         random.Random(ORDER_SEED).shuffle(files)

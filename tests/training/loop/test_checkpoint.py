@@ -72,6 +72,7 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved[0], tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_restores_to_the_bit_and_goes_on_to_the_bit(trainable, saved):
     folder, at = saved
     with opened(trainable) as state:
@@ -191,6 +192,7 @@ sys.stdout.write("\\n" + str(result.losses == whole.losses and result.lora.read_
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_checkpoint_and_the_run_goes_on(tmp_path, tiny_checkpoint):
     pytest.importorskip("resource")
     from pathlib import Path

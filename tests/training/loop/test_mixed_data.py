@@ -96,6 +96,7 @@ def test_every_batch_of_two_loads_without_padding(cache):
         assert loaded.latents.shape[0] == loaded.prompt_embeds.shape[0] == len(batch)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_the_order_of_a_whole_one(cache, spec, listener, tmp_path):
     assert BatchOrder(cache, CONFIG.train_batch_size, CONFIG.seed).batches_per_epoch < CONFIG.max_train_steps
 
@@ -113,6 +114,7 @@ def test_a_stopped_run_goes_on_in_the_order_of_a_whole_one(cache, spec, listener
     assert parted.lora.read_bytes() == whole.lora.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_crop_belongs_to_the_cache_key(spec, tmp_path):
     dataset = pairs(tmp_path, "one", resolution="64")
     centre, _ = cached(dataset, spec, tmp_path / "cache")

@@ -87,6 +87,7 @@ class Arithmetic:
         return norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "batch_size", "max_norm"), [(2, 1, 0.02), (3, 1, 0.0), (2, 2, 0.02)])
 def test_batches_of_one_step_count_as_one_batch_of_all_their_samples(trainable, batches, batch_size, max_norm):
     """Gradient, weights, average, loss, norm, learning rate and position in the data, over an epoch's end."""

@@ -121,6 +121,7 @@ def test_leaves_the_model_and_all_random_state_as_they_were(trainable, tmp_path,
     assert event.images[0].tobytes() != event.images[1].tobytes()
 
 
+@pytest.mark.slow
 def test_pictures_change_with_the_lora_and_not_from_run_to_run(trainable, places):
     first = train(CONFIG, trainable.spec, trainable.cache, places, NoCallbacks())
     again = train(replace(CONFIG, run_name="again"), trainable.spec, trainable.cache, places, NoCallbacks())
@@ -136,6 +137,7 @@ def test_pictures_change_with_the_lora_and_not_from_run_to_run(trainable, places
     assert len(set(of_first_sample)) == 3
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(trainable, places):
     with_previews = train(CONFIG, trainable.spec, trainable.cache, places, NoCallbacks())
     plain = replace(CONFIG, run_name="plain", validation=None)
@@ -145,6 +147,7 @@ def test_training_is_the_same_with_and_without(trainable, places):
     assert without.samples == ()
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_a_preview_saves_and_makes_it_up_later(trainable, places, listener):
     class StopsWhileSampling(NoCallbacks):
         step = 0
@@ -186,6 +189,7 @@ class LosesTheVae(NoCallbacks):
             self.path.write_bytes(self.path.read_bytes()[:1000])
 
 
+@pytest.mark.slow
 def test_a_later_failure_shows_at_the_end_and_the_lora_is_there(trainable, own_model, places, listener):
     config = replace(CONFIG, options=replace(CONFIG.options, checkpoint_step_interval=2))
     callbacks = LosesTheVae(own_model.folder, step=2)

@@ -65,6 +65,7 @@ def assert_equal(shown, sampled):
     assert len({image.tobytes() for image in shown}) == len(shown)
 
 
+@pytest.mark.slow
 def test_an_edit(trainable, tmp_path, listener):
     config = replace(VALIDATION, validation_resolution="64x64")
     shown = pictures_of(trainable.spec, trainable.cache, tmp_path, listener, config)
@@ -85,6 +86,7 @@ def test_an_edit(trainable, tmp_path, listener):
     assert shown[0].tobytes() != shown[1].tobytes()
 
 
+@pytest.mark.slow
 def test_text_to_image(tmp_path, listener):
     spec = ModelSpec(
         config=ModelConfig(model_flavour="tiny", base_model_precision="fp32"), models_dirs=(tmp_path / "models",)
@@ -103,6 +105,7 @@ def test_text_to_image(tmp_path, listener):
     assert_equal(shown, sampled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_i2v", [False, True])
 def test_clips(tmp_path, listener, is_i2v):
     config = ModelConfig(model_family="longcat_video", model_flavour="tiny-video", base_model_precision="fp32")

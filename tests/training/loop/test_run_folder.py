@@ -152,6 +152,7 @@ def test_names_of_loras_and_of_strange_folders_are_not_taken(tmp_path):
     assert (tmp_path / "runs" / "bird-2" / "manifest.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_run_held_by_another_process_is_refused(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\n"

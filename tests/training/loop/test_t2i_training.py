@@ -130,6 +130,7 @@ def test_a_batch_trains_what_its_samples_train(kind, cache, spec, trainable):
 # The run
 
 
+@pytest.mark.slow
 def test_trains_previews_and_learns(spec, cache, tmp_path, listener):
     heard = listener()
     places = RunPlaces(runs_dir=tmp_path / "runs", lora_dir=tmp_path / "loras", device=CPU)
@@ -215,6 +216,7 @@ def run_stage(spec, cache, stage):
     work[stage]()
 
 
+@pytest.mark.slow
 def test_final_hints_at_dev_once(spec, cache, tmp_path, listener):
     final = with_flavour(spec, "final", folder=spec.models_dirs[0] / "tiny")
     config = replace(CONFIG, max_train_steps=1, validation=None)

@@ -89,6 +89,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stopped_and_a_crashed_run_end_like_a_whole_one(trainable, places, listener, variant):
     config = VARIANTS[variant]
@@ -203,6 +204,7 @@ def test_a_finished_run_returns_at_once_and_loads_nothing(trainable, places, lis
     assert run(trainable, places).lora.read_bytes() == (first.folder / "run.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_touch_an_older_run(trainable, places):
     first = run(trainable, places)
     before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
@@ -213,6 +215,7 @@ def test_other_settings_do_not_touch_an_older_run(trainable, places):
     assert first.lora.is_file()
 
 
+@pytest.mark.slow
 def test_trains_inside_the_hosts_inference_mode_and_leaves_random_state_alone(trainable, places):
     torch.manual_seed(11)
     state = torch.get_rng_state()
@@ -228,6 +231,7 @@ def test_trains_inside_the_hosts_inference_mode_and_leaves_random_state_alone(tr
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_trains_on_top_of_another_lora(trainable, places):
     first = run(trainable, places)
     spec = trainable.spec.with_lora(LoraUse(path=first.lora))
@@ -245,6 +249,7 @@ def parameters_alive():
     return sum(p.numel() for model in alive("LongCatImageTransformer2DModel") for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_memory_is_given_back_after_the_end_a_stop_and_an_error(trainable, places, listener):
     before = parameters_alive()
     errors = []  # kept on purpose: a host shows the error, and with it its traceback, long after
