@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,11 +81,16 @@ class CopiedTree:
         finally:
             (self.folder / file).write_text(right, encoding="utf-8")
 
-    def run(self, arguments: Sequence[str], seconds: float | None = None) -> Outcome:
-        """Runs pytest in the copy; ends it after `seconds`."""
+    def run(self, arguments: Sequence[str], seconds: float | None = None, until: Collection[str] = ()) -> Outcome:
+        """Runs pytest in the copy.
+
+        Args:
+            seconds: after which it is ended.
+            until: node ids without parameters; when all of them have failed, the rest is left out.
+        """
         fork = multiprocessing.get_context("fork")
         receiver, sender = fork.Pipe(duplex=False)
-        child = fork.Process(target=_run, args=(sender, self.folder, list(arguments)))
+        child = fork.Process(target=_run, args=(sender, self.folder, list(arguments), set(until)))
         child.start()
         sender.close()
         try:
@@ -105,32 +110,40 @@ class CopiedTree:
 class _Listener:
     """A plugin of pytest that keeps which tests are red."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: set[str]) -> None:
+        self._until = until
         self.failed: list[str] = []
         self.broken: list[str] = []
         self.passed = 0
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self._session = session
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             (self.failed if report.when == "call" else self.broken).append(report.nodeid)
         self.passed += report.passed and report.when == "call"
+        if self._until and self._until <= {node.partition("[")[0] for node in self.failed}:
+            self._session.shouldfail = "all that was waited for"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.broken.append(report.nodeid)
 
 
-def _run(sender: Connection, tree: Path, arguments: list[str]) -> None:
+def _run(sender: Connection, tree: Path, arguments: list[str], until: set[str]) -> None:
     os.setsid()
     os.chdir(tree)
-    listener, text = _Listener(), io.StringIO()
+    listener, text = _Listener(until), io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         code = pytest.main([*arguments, "-q", "--tb=short", "-p", "no:cacheprovider"], plugins=[listener])
-    if not sys.modules[PACKAGE].__file__.startswith(str(tree)):
-        listener.broken.append(f"Not the copy in {tree} was tested, but {sys.modules[PACKAGE].__file__}.")
+    tested = getattr(sys.modules.get(PACKAGE), "__file__", None)
+    if tested is not None and not tested.startswith(str(tree)):
+        listener.broken.append(f"Not the copy in {tree} was tested, but {tested}.")
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not listener.broken:
         listener.broken.append(f"pytest ended with {code!r}.")
-    sender.send_bytes(json.dumps({**vars(listener), "text": text.getvalue()[-20_000:]}).encode())
+    found = {name: value for name, value in vars(listener).items() if not name.startswith("_")}
+    sender.send_bytes(json.dumps({**found, "text": text.getvalue()[-20_000:]}).encode())
 
 
 def _import_libraries() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from copied_tree import CopiedTree
@@ -38,12 +38,12 @@ def chosen(names: Sequence[str]) -> list[Fault]:
     return [fault for fault in FAULTS if not names or fault.name in names]
 
 
-def red_tests(tree: CopiedTree, tests: Iterable[str]) -> set[str]:
-    """Names of the tests that fail in the copy, without their parameters.
+def red_tests(tree: CopiedTree, tests: Iterable[str], until: Collection[str] = ()) -> set[str]:
+    """Names of the tests that fail in the copy, without their parameters; `until`: see `CopiedTree.run`.
 
     Tests that cannot be run do not count: that would be another fault than the one that was planted.
     """
-    outcome = tree.run(sorted(tests))
+    outcome = tree.run(sorted(tests), until=until)
     if outcome.broken or not outcome.ended:
         sys.exit(f"The tests could not be run:\n{outcome.text}")
     return {node.partition("::")[2].partition("[")[0] for node in outcome.failed}
@@ -56,7 +56,7 @@ def red_with(tree: CopiedTree, fault: Fault) -> set[str]:
     except ValueError as error:
         sys.exit(str(error))
     with tree.changed(fault.file, wrong):
-        return red_tests(tree, fault.tests)
+        return red_tests(tree, fault.tests, until=fault.tests)
 
 
 def show(fault: Fault, red: set[str], widths: Sequence[int]) -> bool:
