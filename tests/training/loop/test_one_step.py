@@ -167,3 +167,28 @@ def test_every_sample_of_a_batch_has_a_noise_level_noise_and_dropout_of_its_own(
     assert {bool(each) for each in draws.dropped} == {False, True}
     # Each sample is mixed with its own: a step with one sample's level for all of them would be another one.
     assert draws.sigmas.std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "given", "shift"),
+    [
+        ("longcat_image", (5, 16, 8, 12), 2.5, 2.5),
+        # Half the sides of the latents make the tokens: 24 of them, on the line through (256, 0.5) and (4096, 1.15).
+        ("longcat_image", (5, 16, 8, 12), -1.0, math.exp(0.5 + (24 - 256) * 0.65 / 3840)),
+        ("longcat_video", (5, 16, 3, 4, 6), 2.5, 2.5),
+        ("longcat_video", (5, 16, 3, 4, 6), -1.0, 12.0),
+    ],
+)
+def test_the_random_numbers_of_a_step_are_those_that_the_settings_ask_for(family, shape, given, shift):
+    options = replace(OPTIONS, flow_schedule_shift=given, first_frame_probability=0.5)
+    for seed in range(6):
+        generator, twin = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+        draws = draw(family_of(family), options, shape, generator)
+        noise = torch.randn(shape, generator=twin)
+        even = torch.rand(5, generator=twin) if len(shape) == 5 else torch.randn(5, generator=twin).sigmoid()
+        dropped = torch.rand(5, generator=twin) < 0.4
+        start = bool(torch.rand(1, generator=twin) < 0.5) if len(shape) == 5 else True
+        assert torch.equal(draws.noise, noise) and torch.equal(draws.dropped, dropped)
+        torch.testing.assert_close(draws.sigmas, shift * even / (1 + (shift - 1) * even))
+        assert draws.start_given == start
+        assert torch.equal(generator.get_state(), twin.get_state())
