@@ -7,6 +7,7 @@ from comfyui_longcat.tests.twins.showcase import make_pictures, thumbnail
 from PIL import Image
 
 
+@pytest.mark.slow
 def test_every_workflow_gets_its_picture_and_the_page_its_sheets(tmp_path):
     images = tmp_path / "images"
     images.mkdir()

@@ -33,6 +33,7 @@ def test_sampling_as_shipped(api, tmp_path, capsys):
     assert f"Wrote:\n  {edited}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_as_shipped_then_sampling_with_its_lora(api, tmp_path, capsys):
     train = ["run", api(TRAIN), "--tiny", "--set", "TrainLoRA.max_train_steps=2", *_home(tmp_path)]
     assert main(train) == 0
@@ -135,6 +136,7 @@ def test_doctor_asks_for_what_the_project_asks_for(repository):
     assert names == list(REQUIRED)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_saves_and_the_same_command_goes_on(api, tmp_path):
     steps = ["--set", "TrainLoRA.max_train_steps=200", "--set", "LongCatValidation.num_samples=1"]
@@ -162,6 +164,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(api, tmp_path):
     assert f"resumes at step {reached + 1} of 200" in line
 
 
+@pytest.mark.slow
 def test_demo_in_short(tmp_path):
     import torch
     from comfyui_longcat.nodes.terminal.demo import run_demo

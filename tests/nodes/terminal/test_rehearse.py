@@ -54,6 +54,7 @@ def edits(folder):
     return f"2.instance_data_dir={folder / 'after'}", f"3.instance_data_dir={folder / 'before'}"
 
 
+@pytest.mark.slow
 def test_good_folder_of_odd_pictures_has_no_faults(mine, tmp_path, workflow, capsys):
     pair(mine, "wide", (1200, 800), suffix="jpg")
     pair(mine, "tall", (800, 1200))

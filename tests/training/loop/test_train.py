@@ -285,6 +285,7 @@ def test_a_nan_loss_stops_before_the_optimiser_step(trainable, places, tmp_path)
     assert all(pair.b.isfinite().all() for pair in read_lora(checkpoints[-1] / "adapter.safetensors").values())
 
 
+@pytest.mark.slow
 def test_a_lora_folder_that_is_a_file_loses_nothing(trainable, places):
     places.lora_dir.write_text("a file")
     with pytest.raises(CheckpointError, match="could not be copied"):
@@ -348,6 +349,7 @@ def evaluate_loss(spec, cache):
     return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8-quanto"])
 def test_a_trained_lora_lowers_the_loss_on_its_own_pairs_by_a_quarter(trainable, places, precision):
     if precision == "int8-quanto":

@@ -39,6 +39,7 @@ def trained_b(folder, step):
     return {key.removesuffix(ending): tensor for key, tensor in tensors.items() if key.endswith(ending)}
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_saved_and_previewed_and_the_training_does_not_notice(trainable, places, tmp_path):
     averaged = replace(
         CONFIG, run_name="averaged", validation=VALIDATION, options=replace(OPTIONS, use_ema=True, ema_decay=0.2)
@@ -67,6 +68,7 @@ def test_the_average_is_what_is_saved_and_previewed_and_the_training_does_not_no
     assert shown.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OPTIONS, replace(OPTIONS, use_ema=True, optimizer="adafactor")])
 def test_a_finished_run_goes_on_to_more_steps_like_a_whole_one(trainable, places, listener, options):
     config = replace(CONFIG, options=options)

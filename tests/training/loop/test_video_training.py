@@ -208,6 +208,7 @@ def loss_of(spec, cache):
     return torch.stack(losses).mean().item()
 
 
+@pytest.mark.slow
 def test_learns_to_go_on_from_the_start(spec, cache, tmp_path):
     config = replace(CONFIG, max_train_steps=80, lora_rank=8, train_batch_size=6)
     result = train(config, spec, cache, places(tmp_path), NoCallbacks())
@@ -218,6 +219,7 @@ def test_learns_to_go_on_from_the_start(spec, cache, tmp_path):
     assert after < 0.75 * before
 
 
+@pytest.mark.slow
 def test_one_run_mixes_both_tasks_and_resumes_bit_for_bit(spec, own_cache, tmp_path, listener, monkeypatch):
     config = replace(CONFIG, options=replace(OPTIONS, first_frame_probability=0.5), validation=VALIDATION)
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -234,6 +236,7 @@ def test_one_run_mixes_both_tasks_and_resumes_bit_for_bit(spec, own_cache, tmp_p
     assert resumed.lora.read_bytes() == whole.lora.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cache", "own_cache", "text_cache"])
 def test_previews_are_videos_with_a_strip(kind, spec, tmp_path, listener, request):
     heard = listener()
@@ -250,6 +253,7 @@ def test_previews_are_videos_with_a_strip(kind, spec, tmp_path, listener, reques
         assert frames == [(96, 64)] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"base_model_precision": "int8-quanto"}, {"blocks_to_swap": 3}])
 def test_trains_small(settings, spec, cache, tmp_path):
     config = replace(CONFIG, max_train_steps=2, options=replace(OPTIONS, gradient_checkpointing=True))
@@ -260,6 +264,7 @@ def test_trains_small(settings, spec, cache, tmp_path):
     assert small == pytest.approx(plain, rel=2e-2 if "base_model_precision" in settings else 1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_qwen_as_text_encoder_trains_and_samples(data, tmp_path):
     """The quickstart speaks of Qwen2.5-VL; where its width fits the transformer, it takes the same way as UMT5."""
     build_tiny_video_checkpoint(tmp_path / "twin", QWEN)
