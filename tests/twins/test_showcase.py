@@ -1,5 +1,6 @@
 """The pictures of README and templates, from lessons of two steps: what they show and how large they are."""
 
+import pytest
 from comfyui_longcat.nodes.graph.catalogue import WORKFLOWS
 from comfyui_longcat.nodes.terminal.demo_lessons import BorderEdit, MovesUp
 from comfyui_longcat.nodes.terminal.host import TerminalHost
