@@ -312,11 +312,11 @@ LOOP = (
         tests=(ONE_STEP,),
     ),
     Fault(
-        name="clipped-after-the-step",
+        name="gradients-not-clipped",
         why="One picture that does not fit throws the adapter far off.",
         file="training/loop/train.py",
-        find="    state.optimizer.step()\n",
-        replace="    state.optimizer.step()\n    clip_gradients(state.parameters.values(), options.max_grad_norm)\n",
+        find="norm = clip_gradients(state.parameters.values(), options.max_grad_norm)",
+        replace="norm = clip_gradients(state.parameters.values(), 0.0)",
         tests=(ONE_STEP,),
     ),
     Fault(
@@ -457,11 +457,19 @@ CACHES = (
     ),
     Fault(
         name="dtype-not-in-the-key-of-text",
-        why="A cache that is carried to a card without bfloat16 mixes embeddings of two precisions.",
+        why="After a change to fp32 the embeddings of bfloat16 are trained on.",
         file="training/caches/keys.py",
-        find='        "dtype": str(dtype).removeprefix("torch."),\n',
+        find='        "dtype": _dtype_text(wanted),\n',
         replace="",
         tests=("tests/training/caches/test_keys.py::test_every_argument_of_a_key_alone_gives_another_one",),
+    ),
+    Fault(
+        name="dtype-of-the-device-not-in-the-key-of-text",
+        why="A cache that is carried to a card without bfloat16 mixes embeddings of two precisions.",
+        file="training/caches/keys.py",
+        find='        **({"encoded in": _dtype_text(used)} if used != wanted else {}),\n',
+        replace="",
+        tests=("tests/training/caches/test_keys.py::test_a_device_that_computes_in_another_dtype_has_keys_of_its_own",),
     ),
     Fault(
         name="text-encoder-not-in-the-key-of-text",

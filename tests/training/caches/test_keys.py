@@ -41,7 +41,7 @@ CLIP = {"start": (3, 4), "frames": (9, 13), "fps": (15.0, 15.5)}
 TEXT = {
     "model": (ModelConfig(), ModelConfig(text_encoder_1_precision="int8-quanto")),
     "text_encoder": ("encoder 1", "encoder 2"),
-    "dtype": (torch.bfloat16, torch.float32),
+    "dtypes": ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)),
     "caption": ("a cat", "a cat "),
     "references": (["hash 1"], ["hash 1", "hash 2"]),
     "bucket": ((64, 128), (128, 64)),
@@ -72,6 +72,13 @@ def test_every_argument_of_a_key_alone_gives_another_one():
     clips = varied(lambda **values: clip_parts(Clip(**values)), CLIP)
     assert CLIP.keys() == inspect.signature(Clip).parameters.keys()
     assert all_differ(clips) and clip_parts(None) == {}
+
+
+def test_a_device_that_computes_in_another_dtype_has_keys_of_its_own():
+    first = {name: values[0] for name, values in TEXT.items()}
+    bf16, fp32 = torch.bfloat16, torch.float32
+    made = [text_parts(**first | {"dtypes": dtypes}) for dtypes in ((bf16, bf16), (bf16, fp32), (fp32, fp32))]
+    assert all_differ(dict(enumerate(made)))
 
 
 @pytest.mark.parametrize("code", ["LATENTS_CODE", "CLIP_CODE", "TEXT_CODE"])
