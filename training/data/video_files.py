@@ -178,6 +178,9 @@ def _is_animation(path: Path) -> bool:
     try:
         with Image.open(path, formats=formats):
             return True
+    # Known, and refused where it is read.
+    except Image.DecompressionBombError:
+        return True
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError):
         return False
 
@@ -274,8 +277,8 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path.absolute()), options=safely) as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise DataError(f"{path} holds no video. Replace it, or remove it.")
+            if stream is None or stream.codec_context is None:
+                raise DataError(f"{path} holds no video that can be decoded. Replace it, or remove it.")
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = THREADS
             yield container, stream

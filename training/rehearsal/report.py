@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class RehearsalError(LongCatError):
     Args:
         report: a text where it was handed on by a runner that names the node.
     """
+
+    longest = math.inf
 
     def __init__(self, report: RehearsalReport | str) -> None:
         self.report = report if isinstance(report, RehearsalReport) else None

@@ -148,7 +148,7 @@ def _with_video_keys(entry: Mapping[str, Any], where: str, faults: Faults) -> di
 def _references_of(name: str, entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
     named = entry.get("conditioning_data") or []
     named = [named] if isinstance(named, str) else named
-    if not isinstance(named, list) or len(named) > 1:
+    if not isinstance(named, list) or len(named) > 1 or not all(isinstance(each, str) for each in named):
         raise ConfigError(
             f"dataset {name!r} has conditioning_data {named!r}; the released models take one reference picture or"
             " start frame: give the id of one dataset."

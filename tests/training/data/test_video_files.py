@@ -239,3 +239,22 @@ def test_what_is_left_of_a_cut_off_file_is_counted(tmp_path):
     info = probe_video(tmp_path / "part.mkv")
     assert 10 < info.frames < COUNT
     assert [number_of(each.picture()) for each in read(tmp_path / "part.mkv")] == list(range(info.frames))
+
+
+def test_a_stream_of_an_unknown_codec_is_named(tmp_path):
+    path = write(tmp_path / "a.mkv")
+    content = path.read_bytes()
+    assert b"V_FFV1" in content
+    path.write_bytes(content.replace(b"V_FFV1", b"V_XXXX"))
+    with pytest.raises(DataError, match=r"a\.mkv holds no video that can be decoded\. Replace it"):
+        probe_video(path)
+
+
+def test_an_animation_of_a_bomb_is_refused(tmp_path):
+    path = tmp_path / "a.gif"
+    Image.new("P", (8, 8)).save(path, save_all=True, append_images=[Image.new("P", (8, 8), 1)])
+    content = bytearray(path.read_bytes())
+    content[6:10] = b"\xff" * 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.gif is too large to be read"):
+        probe_video(path)

@@ -158,6 +158,7 @@ def test_refused_configurations(config, words):
         ({"conditioning_data": ["c"]}, "no other dataset"),
         ({"conditioning_data": ["a"]}, "no other dataset"),
         ({"conditioning_data": ["b", "b"]}, "one reference"),
+        ({"conditioning_data": [{}]}, "one reference"),
         ({"conditioning_data": None}, "no dataset names it"),
         ({"id": "b"}, "Two datasets"),
         ({"id": None}, "a name of its own"),
