@@ -77,11 +77,17 @@ def example_pairs(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def single_file_twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small model twice: `files/<kind>/...` as ComfyUI has it, and the diffusers folder `LongCat-Image-Edit`."""
+    root = tmp_path_factory.mktemp("twins")
+    build_single_file_twins(root)
+    return root
+
+
+def build_single_file_twins(root: Path) -> None:
+    """See `single_file_twins`."""
     from comfyui_longcat.training.settings.flavours import EDIT
     from comfyui_longcat.training.weights import qwen_file, single_file
     from safetensors.torch import save_file
 
-    root = tmp_path_factory.mktemp("twins")
     files, folder = root / "files", root / "LongCat-Image-Edit"
     parts = _build_single_file_parts()
     for kind, part in parts.items():
@@ -101,7 +107,6 @@ def single_file_twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.dumps(qwen_file.IMAGE_PROCESSOR)
     (folder / "text_processor" / "preprocessor_config.json").write_text(settings, encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": EDIT}), encoding="utf-8")
-    return root
 
 
 def _build_single_file_parts() -> dict:
