@@ -10,7 +10,8 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js test-install test-floor test-quick faults mutants fuzz-http demo lint format bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install test-floor test-quick faults mutants fuzz fuzz-http kill demo lint format \
+	bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 
@@ -71,6 +72,17 @@ mutants: $(INSTALLED)
 # Prompts of random faults against a real ComfyUI; another series: make fuzz-http FUZZ_SEED=2
 fuzz-http: $(INSTALLED)
 	FUZZ_PROMPTS=500 FUZZ_SEED=$(or $(FUZZ_SEED),1) $(BIN)/python -m pytest --quiet -s tests/comfy/test_comfy_fuzz.py
+
+# More of what make test does a little of; the seed decides which inputs are spoilt how, and where runs are killed.
+INPUTS ?= 5000
+ROUNDS ?= 30
+SEED ?= 0
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --quiet tests/fuzz
+
+kill: $(INSTALLED)
+	OMP_NUM_THREADS=1 KILL_ROUNDS=$(ROUNDS) KILL_SEED=$(SEED) $(BIN)/python -m pytest --quiet tests/kill
 
 demo: $(INSTALLED)
 	$(BIN)/longcat demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -15,17 +16,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from comfyui_longcat.training.errors import LONGEST_MESSAGE, LongCatError
 
 from .mutations import spoil
-from .readers import READERS
 
 LONGEST_SECONDS = 30.0
 """Of processor time, for one input: many times what the slowest takes."""
 
 LONGEST_WAIT = 600.0
 """Seconds of waiting for one input, for what hangs without any work."""
+
+_READERS = "comfyui_longcat.tests.fuzz.readers"
+"""Loaded where it is needed only, and once for all processes: it takes longer than hundreds of inputs."""
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -73,7 +75,7 @@ def report(findings: list[Finding]) -> str:
 
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([_READERS])
     return context
 
 
@@ -85,9 +87,13 @@ def _in_process(target: Callable, *values: Any) -> None:
         raise RuntimeError(f"{target.__name__}{values} ended with exit code {process.exitcode}; see stderr")
 
 
+def _reader(name: str) -> Any:
+    return importlib.import_module(_READERS).READERS[name]
+
+
 def _make(name: str, folder: Path) -> None:
     (folder / "sound").mkdir(parents=True)
-    READERS[name].make(folder / "sound")
+    _reader(name).make(folder / "sound")
 
 
 def _read_from(number: int, name: str, count: int, seed: str, folder: Path) -> tuple[list[Finding], int, str | None]:
@@ -114,19 +120,19 @@ def _read_from(number: int, name: str, count: int, seed: str, folder: Path) -> t
 
 
 def _read_all(first: int, name: str, count: int, seed: str, folder: Path, connection: Any) -> None:
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    reader = _reader(name)
     for number in range(first, count):
         connection.send((number, None))
         # Its default is to end the process, which the system does by itself, whatever runs.
         signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)
-        connection.send((number, _read(number, name, seed, folder)))
+        connection.send((number, _read(reader, number, f"{seed} {name} {number}", folder)))
     connection.send((count, None))
 
 
-def _read(number: int, name: str, seed: str, folder: Path) -> Finding | None:
-    chance = Random(f"{seed} {name} {number}")
+def _read(reader: Any, number: int, seed: str, folder: Path) -> Finding | None:
+    chance = Random(seed)
     sound = sorted((folder / "sound").iterdir())
     source = sound[number] if number < 0 else chance.choice(sound)
     place = folder / f"input{number}"
@@ -135,9 +141,9 @@ def _read(number: int, name: str, seed: str, folder: Path) -> Finding | None:
     names = spoil(chance, place / "data") if number >= 0 else []
     finding = None
     try:
-        READERS[name].read(place / "data", source.name, place / "scratch")
+        reader.read(place / "data", source.name, place / "scratch")
     except LongCatError as error:
-        kind = "a sound input is refused" if number < 0 else _fault_of(str(error), names, place, READERS[name].names)
+        kind = "a sound input is refused" if number < 0 else _fault_of(str(error), names, place, reader.names)
         finding = Finding(kind=kind, number=number, text=_short(error)) if kind else None
     except Exception as error:  # noqa: BLE001
         finding = Finding(kind=_kind_of(error), number=number, text=_short(error))

@@ -47,6 +47,7 @@ from comfyui_longcat.training.weights.spec import ModelFiles, ModelSpec
 from comfyui_longcat.training.weights.twins import write_twin
 from diffusers import LongCatImageTransformer2DModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -68,8 +69,6 @@ class Reader:
     """Writes sound inputs, each a folder in the given one; its name is all that `read` gets besides the files."""
     read: Callable[[Path, str, Path], Any]
     """Reads a folder as made by `make`, whose name is the second argument; may write below the third."""
-    share: int
-    """Inputs of this reader among a thousand."""
     names: tuple[str, ...] = ()
     """Words that show a message's place as well as the name of the file does."""
 
@@ -256,7 +255,17 @@ def make_loras(folder: Path) -> None:
         for layout in family.layouts:
             if layout not in ("portable", "peft"):
                 convert_lora(trained, layout, folder / f"{kind}-{layout}" / "lora")
-    convert_lora(folder / "image-portable" / "lora.safetensors", "peft", folder / "image-peft")
+    trained = folder / "image-portable" / "lora.safetensors"
+    convert_lora(trained, "peft", folder / "image-peft")
+    tensors = load_file(trained)
+    module = next(iter(tensors)).removeprefix("transformer.").removesuffix(".lora_A.weight")
+    settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {f"^{module}": 2}, "alpha_pattern": {module: 1}}
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in settings.items()})}
+    (folder / "image-metadata").mkdir()
+    save_file(tensors, folder / "image-metadata" / "lora.safetensors", metadata)
+    with_alpha = {key.replace("lora_A.weight", "alpha"): torch.tensor(4.0) for key in tensors if "lora_A" in key}
+    (folder / "image-alpha").mkdir()
+    save_file(tensors | with_alpha, folder / "image-alpha" / "lora.safetensors")
 
 
 def read_loras(folder: Path, name: str, scratch: Path) -> None:
@@ -349,14 +358,14 @@ KEYS = ("dataset ", *CONFIG_KEYS, *DATA_KEYS)
 NODES = ("node ", *KEYS)
 
 READERS = {
-    "configurations": Reader(make=make_configs, read=read_config, share=250, names=KEYS),
-    "captions": Reader(make=make_captions, read=read_captions, share=200),
-    "pictures": Reader(make=make_pictures, read=read_pictures, share=150),
-    "videos": Reader(make=make_videos, read=read_videos, share=120),
-    "pairs": Reader(make=make_pairs, read=read_pairs, share=60),
-    "LoRA files": Reader(make=make_loras, read=read_loras, share=120),
-    "single files": Reader(make=make_single_files, read=read_single_files, share=8),
-    "model folders": Reader(make=make_models, read=read_models, share=12),
-    "prompts": Reader(make=make_prompts, read=read_prompt, share=50, names=NODES),
-    "workflows": Reader(make=make_workflows, read=read_workflow, share=30, names=NODES),
+    "configurations": Reader(make=make_configs, read=read_config, names=KEYS),
+    "captions": Reader(make=make_captions, read=read_captions),
+    "pictures": Reader(make=make_pictures, read=read_pictures),
+    "videos": Reader(make=make_videos, read=read_videos),
+    "pairs": Reader(make=make_pairs, read=read_pairs),
+    "LoRA files": Reader(make=make_loras, read=read_loras),
+    "single files": Reader(make=make_single_files, read=read_single_files),
+    "model folders": Reader(make=make_models, read=read_models),
+    "prompts": Reader(make=make_prompts, read=read_prompt, names=NODES),
+    "workflows": Reader(make=make_workflows, read=read_workflow, names=NODES),
 }
