@@ -10,8 +10,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: venv test test-python test-js test-install test-floor test-quick faults mutants fuzz fuzz-http kill demo lint format \
-	bench workflows pictures twins clean
+.PHONY: venv test test-python test-js test-install test-floor test-quick faults mutants fuzz fuzz-http kill demo lint format bench workflows pictures twins clean
 
 venv: $(INSTALLED)
 

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -347,7 +346,7 @@ def _file_digest(file: Any) -> str:
 
 def _temporary_name(path: Path) -> Path:
     # Cut, as file systems take 255 bytes a name, and Windows 260 characters a path.
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{TEMPORARY}")
+    return path.with_name(f".{path.name[:40]}.{os.urandom(4).hex()}{TEMPORARY}")
 
 
 def _persistently(action: Callable[[], object]) -> None:

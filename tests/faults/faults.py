@@ -306,9 +306,9 @@ LOOP = (
     Fault(
         name="schedule-before-the-optimiser",
         why="Every step has the learning rate of the next one.",
-        file="training/loop/train.py",
-        find="    state.optimizer.step()\n    state.scheduler.step()\n",
-        replace="    state.scheduler.step()\n    state.optimizer.step()\n",
+        file="training/loop/state.py",
+        find="        self.optimizer.step()\n        self.scheduler.step()\n",
+        replace="        self.scheduler.step()\n        self.optimizer.step()\n",
         tests=(ONE_STEP,),
     ),
     Fault(
@@ -322,19 +322,19 @@ LOOP = (
     Fault(
         name="gradients-kept",
         why="Each step repeats all steps before it.",
-        file="training/loop/train.py",
-        find="    state.optimizer.zero_grad()\n",
-        replace="",
+        file="training/loop/state.py",
+        find="        self.optimizer.zero_grad()\n        if self.ema",
+        replace="        if self.ema",
         tests=(ONE_STEP,),
     ),
     Fault(
         name="average-before-the-step",
         why="Previews and the saved LoRA are those of the step before.",
-        file="training/loop/train.py",
-        find="    state.optimizer.step()\n    state.scheduler.step()\n    state.optimizer.zero_grad()\n"
-        "    if state.ema is not None:\n        state.ema.step(state.parameters.values())\n",
-        replace="    if state.ema is not None:\n        state.ema.step(state.parameters.values())\n"
-        "    state.optimizer.step()\n    state.scheduler.step()\n    state.optimizer.zero_grad()\n",
+        file="training/loop/state.py",
+        find="        self.optimizer.step()\n        self.scheduler.step()\n        self.optimizer.zero_grad()\n"
+        "        if self.ema is not None:\n            self.ema.step(self.parameters.values())\n",
+        replace="        if self.ema is not None:\n            self.ema.step(self.parameters.values())\n"
+        "        self.optimizer.step()\n        self.scheduler.step()\n        self.optimizer.zero_grad()\n",
         tests=(ONE_STEP,),
     ),
     Fault(
