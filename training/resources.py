@@ -70,21 +70,22 @@ def release_frames(error: BaseException) -> None:
             waiting += (each.__cause__, each.__context__)
 
 
-def _in_our_words(error: Exception, phase: Callable[[], str]) -> LongCatError | None:
-    if isinstance(error, LongCatError):
-        return None
-    if _is_out_of_memory(error):
-        return OutOfMemoryError(f"Not enough memory ({phase()}). {WHAT_HELPS}{_reason(error)}")
-    if isinstance(error, OSError):
-        return DiskError(_disk_message(error, phase()))
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that the machine lacks memory, in the words of any library: nothing is damaged then."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or getattr(error, "winerror", None) == PAGING_FILE_TOO_SMALL
     text = str(error).lower()
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)
+
+
+def _in_our_words(error: Exception, phase: Callable[[], str]) -> LongCatError | None:
+    if isinstance(error, LongCatError):
+        return None
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"Not enough memory ({phase()}). {WHAT_HELPS}{_reason(error)}")
+    if isinstance(error, OSError):
+        return DiskError(_disk_message(error, phase()))
+    return None
 
 
 def _disk_message(error: OSError, phase: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import LongCatError, ModelError
 from ..files import parse_json, read_json
+from ..resources import is_out_of_memory
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """As diffusers and transformers write them; sharded ones have `<name>.index.json` instead."""
@@ -159,6 +160,7 @@ def open_weights(path: Path, error_class: type[LongCatError] = ModelError) -> An
 
     Raises:
         error_class: as `read_header`.
+        OSError: too little memory to map it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -166,6 +168,8 @@ def open_weights(path: Path, error_class: type[LongCatError] = ModelError) -> An
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
+        if is_out_of_memory(error):  # Windows: the paging file is too small to map it
+            raise
         raise error_class(f"{path} cannot be read: {error}. Delete this file and copy or download it again.") from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import LongCatError, ModelError
+from ..resources import is_out_of_memory
 from .checkpoint_files import check_component, open_weights, weight_files
 from .streaming import blocks_of, return_freed_memory
 
@@ -102,16 +103,15 @@ def reading(source: Path) -> Iterator[None]:
     """Inside the block, a library makes a model, tokenizer or processor of what `source` says.
 
     Raises:
-        ModelError: whatever the library raised: over damaged files it is anything, and tokenizers raise Exception.
+        ModelError: whatever the library raised, but for too little memory: over damaged files it is anything, and
+            tokenizers raise Exception.
     """
-    import torch
-
     try:
         yield
-    except (LongCatError, MemoryError, torch.OutOfMemoryError):
+    except LongCatError:
         raise
     except Exception as error:
-        if "allocate memory" in str(error):  # torch's on the CPU, a RuntimeError: nothing is wrong with the files
+        if is_out_of_memory(error):
             raise
         raise misfit(source, f"{type(error).__name__}: {error}") from error
 
