@@ -21,7 +21,7 @@ from ..data.folder import is_harmless
 from ..data.records import TrainingSet
 from ..errors import CacheError, ConfigError, StoppedByUserError
 from ..events import Callbacks, StageProgress
-from ..files import read_json, sha256_of_json, write_json, write_safetensors
+from ..files import read_json, remove_leftovers, sha256_of_json, write_json, write_safetensors
 from .cache import CacheReport
 
 FORMAT_VERSION = "1"
@@ -42,6 +42,9 @@ DIGEST = "digest"
 """Metadata of a cache file: `_digest_of` its tensor. Files of earlier versions have none."""
 
 FOREIGN_SHOWN = 3
+
+A_DAY = 86_400.0
+"""Seconds. Another process may be writing what is younger."""
 
 _sound: dict[Path, tuple[int, ...]] = {}
 """Cache files whose digest was compared by this process, as they were then."""
@@ -94,6 +97,8 @@ def fill(
     """
 
     indexes = {folder: _read_index(folder) for folder in {item.folder for item in items}}
+    for folder in indexes:
+        remove_leftovers(folder, older_than=A_DAY)
     unique: dict[Path, Item] = {}
     for item in items:
         unique.setdefault(item.path, item)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -220,6 +221,17 @@ def test_a_file_is_read_whole_once_and_again_when_it_was_touched(tmp_path, encod
     wanted.path.write_bytes(wanted.path.read_bytes())
     load(wanted.path)
     assert len(counted) == 2
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path, encoder):
+    old, young, foreign = (tmp_path / name for name in (".a.0123.tmp", ".b.0123.tmp", "mine.tmp"))
+    for path in (old, young, foreign):
+        path.write_bytes(b"half")
+    a_day_ago = time.time() - 25 * 3600
+    for path in (old, foreign):
+        os.utime(path, (a_day_ago, a_day_ago))
+    fill("latents", [item(tmp_path, "a")], encoder.open, NoCallbacks())
+    assert [path.exists() for path in (old, young, foreign)] == [False, True, True]
 
 
 def test_a_file_of_an_earlier_version_has_no_digest_and_is_good(tmp_path, encoder):
