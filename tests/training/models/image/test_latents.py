@@ -50,8 +50,9 @@ def test_position_ids_equal_diffusers(edit_pipeline):
     prepare = edit_pipeline.prepare_pos_ids
     text = prepare(modality_id=0, type="text", start=(0, 0), num_token=length)
     assert largest_difference("text ids", own.text_position_ids(length), text) == 0
-    for kind in (own.TARGET, own.REFERENCE):
-        theirs = prepare(modality_id=kind, type="image", start=(length, length), height=height // 2, width=width // 2)
+    # The released numbers of what is drawn and of what is given.
+    for number, kind in ((1, own.TARGET), (2, own.REFERENCE)):
+        theirs = prepare(modality_id=number, type="image", start=(length, length), height=height // 2, width=width // 2)
         ours = own.image_position_ids(kind, height, width, length)
         assert largest_difference(f"image ids {kind}", ours, theirs) == 0
 
