@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-START_SECONDS = 120
+START_SECONDS = 600
 PACK_FOLDER = "ComfyUI-LongCat"
 
 
@@ -58,7 +58,7 @@ class Server:
         assert answer.get("node_errors") == {}, answer
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, seconds: float = 240) -> dict:
+    def wait(self, prompt_id: str, seconds: float = 1200) -> dict:
         """The history entry of a prompt that has ended, well or not."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -31,7 +31,7 @@ def user(tmp_path_factory):
 
     def run(*arguments):
         done = subprocess.run(
-            [python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+            [python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
