@@ -21,7 +21,7 @@ from ..data.folder import is_harmless
 from ..data.records import TrainingSet
 from ..errors import CacheError, ConfigError, StoppedByUserError
 from ..events import Callbacks, StageProgress
-from ..files import read_json, remove_leftovers, sha256_of_json, write_json, write_safetensors
+from ..files import A_DAY, read_json, remove_leftovers, sha256_of_json, write_json, write_safetensors
 from .cache import CacheReport
 
 FORMAT_VERSION = "1"
@@ -43,8 +43,6 @@ DIGEST = "digest"
 
 FOREIGN_SHOWN = 3
 
-A_DAY = 86_400.0
-"""Seconds. Another process may be writing what is younger."""
 
 _sound: dict[Path, tuple[int, ...]] = {}
 """Cache files whose digest was compared by this process, as they were then."""

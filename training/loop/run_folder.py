@@ -23,7 +23,7 @@ from typing import Any
 from ..caches.cache import Cache
 from ..errors import CheckpointError, ConfigError, LoraFileError
 from ..events import Callbacks, WarningRaised
-from ..files import TEMPORARY, read_json, remove_leftovers, replacing, sha256_of_file, sha256_of_json, write_json
+from ..files import A_DAY, TEMPORARY, read_json, remove_leftovers, replacing, sha256_of_file, sha256_of_json, write_json
 from ..lora.file import read_lora
 from ..settings.model import flavour_of
 from ..settings.run import TrainConfig
@@ -45,9 +45,6 @@ LONGEST_PATH = 259 if os.name == "nt" else float("inf")
 
 LONGEST_INSIDE = 110
 """Characters of the longest path inside a run's folder, that of a preview (`previews.py`)."""
-
-A_DAY = 24 * 3600.0
-"""Seconds; no process writes one file for so long."""
 
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")
 """Learning rates that do not depend on how long the run will be: more steps continue from the last one."""
