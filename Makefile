@@ -75,7 +75,6 @@ fuzz-http: $(INSTALLED)
 # More of what make test does a little of; the seed decides which inputs are spoilt how, and where runs are killed.
 INPUTS ?= 5000
 ROUNDS ?= 30
-SEED ?= 0
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 FUZZ_INPUTS=$(INPUTS) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --quiet tests/fuzz

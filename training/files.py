@@ -51,8 +51,8 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", flo
 TEMPORARY = ".tmp"
 """Ending of names that are being written."""
 
-A_DAY = 86_400.0
-"""Seconds; no process writes one file for so long."""
+A_DAY = 24 * 3600.0
+"""Seconds after which a leftover is nobody's work any more."""
 
 WAITS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 1.0)
 """Seconds between attempts at what the system refuses; about three in all."""

@@ -43,7 +43,6 @@ DIGEST = "digest"
 
 FOREIGN_SHOWN = 3
 
-
 _sound: dict[Path, tuple[int, ...]] = {}
 """Cache files whose digest was compared by this process, as they were then."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..files import replacing_folder
+from ..files import A_DAY, remove_leftovers, replacing_folder
 from ..settings.flavours import FLAVOURS
 
 TWINS = Path(__file__).parents[1] / "tiny" / "twins"
@@ -34,6 +34,7 @@ def write_twin(folder: Path, twins: Path = TWINS) -> None:
     Raises:
         OSError: the disk is full or the parent folder cannot be written.
     """
+    remove_leftovers(folder.parent, older_than=A_DAY)
     with replacing_folder(folder) as temporary:
         for part in PARTS[folder.name]:
             # Contents only: the pack may be installed read-only.
