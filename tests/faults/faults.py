@@ -554,7 +554,7 @@ DATA = (
         file="training/data/buckets.py",
         find="error = round(abs(math.log(bucket[0] / bucket[1]) - aspect), 9)",
         replace="error = round(abs(bucket[0] / bucket[1] - width / height), 9)",
-        tests=("tests/training/data/test_buckets.py::test_portrait_is_the_turned_landscape",),
+        tests=("tests/training/data/test_buckets.py::test_nearness_is_the_ratio_of_the_aspects",),
     ),
     Fault(
         name="clips-overlap",

@@ -64,6 +64,12 @@ def test_portrait_is_the_turned_landscape():
         assert bucket_for(height, width, 768) == bucket_for(width, height, 768)[::-1]
 
 
+def test_nearness_is_the_ratio_of_the_aspects():
+    # 2.2 lies nearer to 1 than to 4, but further from it as a ratio; the turned picture gets the turned bucket.
+    assert nearest_bucket(220, 100, ((64, 64), (256, 64))) == (256, 64)
+    assert nearest_bucket(100, 220, ((64, 64), (64, 256))) == (64, 256)
+
+
 def test_very_long_pictures_are_clamped():
     assert bucket_for(10_000, 10, 1024) == (1408, 704)
     assert bucket_for(10, 10_000, 1024) == (704, 1408)
