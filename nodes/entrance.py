@@ -97,10 +97,9 @@ def _tensors() -> tuple[type, ...]:
 
 
 def _models() -> tuple[type, ...]:
-    from ..training.loop.stages import RealStages
-    from ..training.rehearsal.stages import RehearsalStages
+    from ..training.loop.stages import Stages
 
-    return RealStages, RehearsalStages
+    return (Stages,)
 
 
 def _pairs() -> tuple[type, ...]:

@@ -118,7 +118,7 @@ def _build_single_file_parts() -> dict:
 
     width = 128
     heads = {"num_attention_heads": 1, "joint_attention_dim": width, "pooled_projection_dim": width}
-    text = {"vocab_size": 151657, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1}
+    text = {"vocab_size": 151669, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True}
     vision = {"depth": 1, "hidden_size": 80, "intermediate_size": 40, "num_heads": 1, "out_hidden_size": width}
     config = Qwen2_5_VLConfig(

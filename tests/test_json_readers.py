@@ -27,6 +27,7 @@ from comfyui_longcat.training.events import NoCallbacks
 from comfyui_longcat.training.files import DEEPEST_JSON, LARGEST_JSON, parse_json, write_json
 from comfyui_longcat.training.loop.checkpoint import restore_newest
 from comfyui_longcat.training.loop.record import read_losses
+from comfyui_longcat.training.loop.run_folder import Manifest, RunFolder
 from comfyui_longcat.training.lora.file import read_lora, read_metadata
 from comfyui_longcat.training.simpletuner.read import read_files
 from comfyui_longcat.training.weights.checkpoint_files import read_config, read_header, weight_files
@@ -206,7 +207,8 @@ def test_what_is_only_help_is_passed_over(fault, tmp_path):
     events = b'{"event": "StepReport", "step": 1, "loss": 0.5}\n' + BROKEN[fault].replace(b"\n", b"") + b"\n[1]\n"
     (run / "events.jsonl").write_bytes(events + b'{"event": "StepReport"}\n')
     assert newest_lora(TerminalHost(tmp_path), "run") == "none"
-    assert read_losses(run) == (0.5,)
+    manifest = Manifest(fingerprint="f", state="running", step=0, total_steps=1, pid=1, updated=0)
+    assert read_losses(RunFolder(folder=run, manifest=manifest)) == (0.5,)
     item = Item(
         label="a", source="a", folder=cache, tensor="prompt_embeds", parts={}, encode=lambda _: torch.zeros(1, 2, 3)
     )

@@ -142,7 +142,7 @@ def test_trained_lora_is_listed_and_can_be_chosen(server):
 
 
 def test_interrupted_run_resumes_to_the_same_lora(server):
-    steps = 60
+    steps = 200
     server.run(training_graph("straight", steps))
     prompt_id = server.queue(training_graph("broken", steps))
     end = time.monotonic() + 60

@@ -20,6 +20,7 @@ from comfyui_longcat.training.errors import ConfigError, DataError
 from comfyui_longcat.training.events import ReportReady
 from comfyui_longcat.training.rehearsal.report import RehearsalError
 from PIL import Image
+from safetensors.torch import save_file
 
 RUN = {"max_train_steps": 500, "learning_rate": 1e-4, "lora_rank": 8, "train_batch_size": 1, "seed": 3}
 
@@ -164,7 +165,9 @@ def test_sampling_in_the_same_graph_shrinks(host, data):
 
 def test_loras_of_the_real_model_are_left_out(host, data):
     (host.home / "loras").mkdir()
-    (host.home / "loras" / "real.safetensors").write_bytes(b"of the real model")
+    names = ("lora_A", (2, 4)), ("lora_B", (4, 2))
+    tensors = {f"transformer.transformer_blocks.0.attn.to_q.{name}.weight": torch.ones(shape) for name, shape in names}
+    save_file(tensors, host.home / "loras" / "real.safetensors")
     assert LongCatLoadLoRA().load(load(), "real.safetensors", 1.0)[0].spec.loras == ()
     assert len(LongCatLoadLoRA().load(load(rehearsal=False), "real.safetensors", 1.0)[0].spec.loras) == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -22,6 +22,7 @@ from .train import RunPlaces, TrainResult, train
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Stages(Protocol):
     """A model, and the stages of a training on it."""
 
