@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 from comfyui_longcat.training.errors import ConfigError, LoraFileError, NonFiniteError
 from comfyui_longcat.training.events import NoCallbacks
@@ -304,6 +305,8 @@ def test_a_sound_lora_is_read_in_every_format(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.complex64])
 def test_what_is_no_floating_number_is_refused(tmp_path, dtype):
+    if dtype not in safetensors.torch._SIZE:
+        pytest.skip(f"this version of safetensors cannot write {dtype}")
     path = faulty_file(tmp_path / "a.safetensors", dtype=dtype)
     with pytest.raises(LoraFileError, match=r"a\.safetensors holds \w+ in 9 of 9 tensors"):
         read_lora(path)
